@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures for the unit tests: the project's own modules in a stand-in for Salt's loader.
+
+`world` holds what the loader would inject. Its `salt` dictionary is strict: a function that nobody
+put there is a KeyError. The whole of `defaults.yaml` is real, but each of its paths lies below
+`world.root`, a directory of the test.
+
+    def test_claim(world, test_mode):        # runs twice, with test=True and without
+        world.salt["cmd.run_all"] = fake
+        world.module("ramboot_swap")         # its functions are now in world.salt
+        ret = world.state("ramboot_swap").off("swap")
+        assert ret["result"] is (None if test_mode else True)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+FIXTURES = REPO / "tests" / "fixtures"
+
+
+def load_module(path, *, salt=None, opts=None, states=None, grains=None, pillar=None, context=None):
+    """Import REPO/path under its own name with Salt's dunders set."""
+    path = REPO / path
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    module.__salt__ = {} if salt is None else salt
+    module.__states__ = {} if states is None else states
+    module.__opts__ = {"test": False, "saltenv": "base"} if opts is None else opts
+    module.__grains__ = {} if grains is None else grains
+    module.__pillar__ = {} if pillar is None else pillar
+    module.__context__ = {} if context is None else context
+    module.__env__ = "base"
+    spec.loader.exec_module(module)
+    return module
+
+
+def public_functions(module: ModuleType) -> dict[str, FunctionType]:
+    """The functions that Salt's loader would publish, under the names it would use."""
+    alias = getattr(module, "__func_alias__", {})
+    return {
+        alias.get(name, name): value
+        for name, value in vars(module).items()
+        if isinstance(value, FunctionType)
+        and not name.startswith("_")
+        and value.__module__ == module.__name__
+    }
+
+
+def moved_below(value, root: Path):
+    """The same structure with each absolute path in it moved below root."""
+    if isinstance(value, dict):
+        return {key: moved_below(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [moved_below(item, root) for item in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return f"{root}{value}"
+    return value
+
+
+class World:
+    """What Salt's loader gives to a module; `module()` and `state()` load ours into it."""
+
+    def __init__(self, root: Path, cache: Path, test: bool):
+        self.root = root
+        self.cache = cache
+        self.opts = {"test": test, "saltenv": "base", "file_client": "local", "cachedir": str(cache)}
+        self.salt: dict = {"cp.cache_file": self.cache_file}
+        self.states: dict = {}
+        self.grains: dict = {}
+        self.pillar: dict = {}
+        self.context: dict = {}
+
+    def cache_file(self, path, saltenv="base", **_kwargs):
+        """cp.cache_file: our tree is the file server; defaults.yaml gets the test's paths."""
+        assert saltenv == "base", saltenv
+        source = REPO / path.removeprefix("salt://")
+        if not source.is_file():
+            return False
+        if path != "salt://ramboot/defaults.yaml":
+            return str(source)
+        defaults = yaml.safe_load(source.read_text())
+        defaults["paths"] = moved_below(defaults["paths"], self.root)
+        target = self.cache / "defaults.yaml"
+        target.write_text(yaml.safe_dump(defaults))
+        return str(target)
+
+    @property
+    def paths(self) -> dict:
+        """`paths` of defaults.yaml as the modules see it here."""
+        return yaml.safe_load(Path(self.cache_file("salt://ramboot/defaults.yaml")).read_text())[
+            "paths"
+        ]
+
+    def _load(self, folder: str, name: str, into: dict) -> ModuleType:
+        module = load_module(
+            f"{folder}/{name}.py",
+            salt=self.salt,
+            opts=self.opts,
+            states=self.states,
+            grains=self.grains,
+            pillar=self.pillar,
+            context=self.context,
+        )
+        virtual = getattr(module, "__virtualname__", name)
+        for function, value in public_functions(module).items():
+            into[f"{virtual}.{function}"] = value
+        return module
+
+    def module(self, name: str) -> ModuleType:
+        """Load _modules/NAME.py and publish its functions in `salt`."""
+        return self._load("_modules", name, self.salt)
+
+    def state(self, name: str) -> ModuleType:
+        """Load _states/NAME.py and publish its functions in `states`."""
+        return self._load("_states", name, self.states)
+
+    def write(self, path: str, text: str | bytes = "", mode: int = 0o644) -> Path:
+        """Make a file of the fake system (path as in dom0) with its directories."""
+        target = Path(f"{self.root}{path}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text if isinstance(text, bytes) else text.encode())
+        target.chmod(mode)
+        return target
+
+
+@pytest.fixture(params=[False, True], ids=["apply", "test=True"])
+def test_mode(request):
+    """Run the test with Salt's test mode off and on."""
+    return request.param
+
+
+@pytest.fixture
+def world(request, tmp_path):
+    """An empty system with Salt around it; honours `test_mode` when the test asks for that too."""
+    test = request.getfixturevalue("test_mode") if "test_mode" in request.fixturenames else False
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    cache.mkdir()
+    return World(root, cache, test)
+
+
+@pytest.fixture
+def load():
+    """`load("_modules/NAME.py", salt={...})`: one module with exactly the dunders given."""
+    return load_module
