@@ -1,0 +1,80 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# dracut module: asks "Boot to RAM?" when the disk is open and, on yes, replaces the
+# root file system by a copy in RAM. Number 50: third-party range of dracut's
+# developer/modules.adoc, and before 98dracut-systemd whose services run the hooks.
+
+# On request only (dracut.conf.d/50-ramboot.conf asks). It refuses nothing: a module that is
+# asked for and refuses makes dracut end without an image, after which Qubes' kernel-grub2.install
+# would write a menu entry without an initramfs. What lacks is found, and said, at boot.
+check() {
+    return 255
+}
+
+depends() {
+    echo base dm
+}
+
+installkernel() {
+    # dm_snapshot: the throw-away layer; zram: its store and the zram root. lz4, lzo-rle and
+    # zstd are modules of their own before kernel 6.12.
+    hostonly='' instmods dm_snapshot zram lz4 lz4_compress lzo lzo_rle zstd
+    hostonly='' instmods ext4
+}
+
+install() {
+    local name hook
+
+    inst_multiple awk blkid blockdev cat chmod chown cmp cp cut date dd dmsetup du \
+        find grep head id ln ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \
+        sha256sum sleep sort split sync tail tar timeout touch tr udevadm umount \
+        wc xargs
+    # what only one kind of root needs; the boot scripts probe for them and say what lacks
+    inst_multiple -o dumpe2fs e2fsck fstrim mkfs.ext4 tune2fs lvm xfs_repair btrfs \
+        modprobe plymouth systemctl
+
+    for name in lib ask source copy root; do
+        inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"
+    done
+    inst_simple "$moddir/ramboot-initramfs.sh" /usr/bin/ramboot-initramfs
+    inst_rules "$moddir/63-ramboot.rules"
+    [[ -f $dracutsysrootdir/etc/ramboot/ramboot.conf ]] \
+        && inst_simple /etc/ramboot/ramboot.conf
+
+    # before lvm_scan.sh, which sorts after digits: nothing has opened the volume group yet
+    ramboot_hook initqueue/settled 05 settled
+    # last of pre-mount: nothing but us may come between the proof and the mount
+    ramboot_hook pre-mount 95 pre-mount
+    ramboot_hook cleanup 90 cleanup
+
+    # what the root file system holds today, for the figure at the prompt; the real
+    # measurement is made after the answer
+    df -B1 --output=used "${dracutsysrootdir:-/}" 2> /dev/null | tail -n 1 | tr -dc '0-9' \
+        > "$initdir/usr/lib/ramboot/estimate"
+    ramboot_stamp > "$initdir/usr/lib/ramboot/stamp"
+}
+
+# ramboot_hook STAGE NUMBER NAME: installs hooks/NAME.sh where the manifest looks for it and
+# links it into STAGE. inst_hook's own directory differs between dracut versions (102 moved
+# it), so the link is made at whatever file inst_hook wrote.
+ramboot_hook() {
+    local hook
+    inst_simple "$moddir/hooks/$3.sh" "/usr/lib/ramboot/hooks/$3.sh"
+    inst_hook "$1" "$2" "$moddir/hooks/$3.sh"
+    for hook in "$initdir"/{var/lib,usr/lib,lib}/dracut/hooks/"$1/$2-$3".sh; do
+        [[ -f $hook ]] && ln -sfn "/usr/lib/ramboot/hooks/$3.sh" "$hook"
+    done
+    return 0
+}
+
+# One line "SHA256  PATH" for each of our files in the image: what tells a stale image.
+ramboot_stamp() {
+    (
+        cd "$initdir" || exit
+        for file in usr/bin/ramboot-initramfs usr/lib/ramboot/*.sh usr/lib/ramboot/hooks/*.sh \
+            etc/udev/rules.d/63-ramboot.rules etc/ramboot/ramboot.conf; do
+            [[ -f $file ]] && sha256sum "$file"
+        done
+    )
+}

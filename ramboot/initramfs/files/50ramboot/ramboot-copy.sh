@@ -1,0 +1,459 @@
+# shellcheck shell=sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# From the layer into RAM, and the proof that all of it arrived.
+#   blocks: ext4 onto zram, used ranges only, direct I/O in parallel (the compression runs in
+#           the writer, so each worker is a core's worth of it)
+#   files:  anything onto tmpfs, or onto a new ext4 on zram, as parallel tar streams
+
+# Unused gaps up to this are copied along: a process for each small hole costs more. fstrim
+# gives their RAM back afterwards.
+MERGE_GAP_BYTES=1048576
+# Pieces of work are at most this large, so that the workers end together.
+PIECE_BYTES=67108864
+# No progress for so long ends the copy.
+STALL_S=120
+
+# Compressed size in percent of what is used: dom0 roots took 56 to 63 with lzo-rle
+# (1.3 and 5.3 GB of Fedora and Debian), lz4 a little more, zstd less.
+ratio_percent() {
+    case $1 in
+        zstd) printf 55 ;;
+        *) printf 68 ;;
+    esac
+}
+
+worker_count() {
+    local count
+    count=$(grep -c '^processor' "$P/proc/cpuinfo")
+    is_number "$count" && [ "$count" -ge 1 ] || count=1
+    [ "$count" -le 8 ] || count=8
+    printf '%s' "$count"
+}
+
+# --- measuring ------------------------------------------------------------------------------
+
+# source_mount: the root in the layer, writable there, at $RUN/source. The journal is replayed
+# into the layer.
+source_mount() {
+    local options=rw flags
+    mkdir -p "$RUN/source"
+    ST_FSTYPE=$(blkid -p -o value -s TYPE "$SOURCE_ROOT" 2> /dev/null)
+    ST_DEVICE=$SOURCE_DISK
+    [ "$ROOT_KIND" = device ] || ST_DEVICE=/dev/${ROOT_SPEC}
+    case $ST_FSTYPE in
+        ext4)
+            # what a persistent boot does too; 1: repaired
+            timeout -k 5 600 e2fsck -p "$SOURCE_ROOT" > /dev/null 2>&1 < /dev/null
+            [ $? -le 1 ] || {
+                reason="the file system on $ST_DEVICE needs a check that ramboot can't make"
+                return 1
+            }
+            ;;
+        # the disk has the same UUID, which xfs refuses to mount twice
+        xfs) options=rw,nouuid ;;
+        btrfs)
+            flags=$(getarg rootflags=)
+            case ,$flags, in
+                *,subvol=*) options=rw,subvol=$(printf '%s' ",$flags," | sed 's/.*,subvol=\([^,]*\),.*/\1/') ;;
+                *,subvolid=*) options=rw,subvolid=$(printf '%s' ",$flags," | sed 's/.*,subvolid=\([^,]*\),.*/\1/') ;;
+            esac
+            ;;
+        *)
+            reason="the root file system ${ST_FSTYPE:-of unknown type} on $ST_DEVICE is not supported"
+            return 1
+            ;;
+    esac
+    try 120 mount -t "$ST_FSTYPE" -o "$options" "$SOURCE_ROOT" "$RUN/source" || return 1
+    [ -d "$RUN/source/etc" ] && { [ -x "$RUN/source/sbin/init" ] || [ -L "$RUN/source/sbin/init" ]; } || {
+        reason="there is no system on $ST_DEVICE"
+        return 1
+    }
+    source_mount_subvolumes
+}
+
+# source_mount_subvolumes: what fstab mounts of the same btrfs (home, var) belongs to the root.
+source_mount_subvolumes() {
+    local spec target type options subvol uuid
+    [ "$ST_FSTYPE" = btrfs ] || return 0
+    uuid=$(blkid -p -o value -s UUID "$SOURCE_ROOT")
+    while read -r spec target type options _; do
+        case $spec in
+            "UUID=$uuid" | "$(getarg root=)") ;;
+            *) continue ;;
+        esac
+        [ "$type" = btrfs ] && [ "$target" != / ] || continue
+        subvol=$(printf '%s' ",$options," | sed -n 's/.*,\(subvol\(id\)\{0,1\}=[^,]*\),.*/\1/p')
+        try 60 mount -t btrfs -o "rw${subvol:+,$subvol}" "$SOURCE_ROOT" "$RUN/source$target" || return 1
+    done < "$RUN/source/etc/fstab"
+}
+
+# source_exclude: removes what the configuration excludes, in the layer. The directories stay.
+source_exclude() {
+    local pattern
+    printf '%s' "$CONF_EXCLUDE" > "$RUN/exclude"
+    while IFS= read -r pattern; do
+        (
+            cd "$RUN/source" || exit 1
+            # shellcheck disable=SC2086 # the pattern is meant to be expanded, by the shell alone
+            set -- .$pattern
+            for path; do
+                case $path in
+                    *'/../'* | */..) continue ;;
+                esac
+                [ -e "$path" ] || [ -L "$path" ] || continue
+                rm -rf --one-file-system -- "$path" || exit 1
+            done
+        ) || {
+            reason="$(printable "$pattern") could not be left out of the copy"
+            return 1
+        }
+    done < "$RUN/exclude"
+}
+
+# used_bytes DIRECTORY
+used_bytes() {
+    df -B1 --output=used "$1" | tail -n 1 | tr -dc '0-9'
+}
+
+# need_bytes BACKEND SOURCE_BYTES: what the RAM root takes, without dom0's floor and headroom.
+need_bytes() {
+    case $1 in
+        # and 16 bytes of its table for each page (drivers/block/zram/zram_drv.h)
+        zram) printf '%s' "$(($2 * $(ratio_percent "$ALGORITHM") / 100 + ${ROOT_SIZE:-0} / 256))" ;;
+        # page and inode overhead
+        tmpfs) printf '%s' "$(($2 * 104 / 100 + 16 * MIB))" ;;
+    esac
+}
+
+# budget: measures source and RAM before anything is copied.
+budget() {
+    local root
+    ST_BYTES=$(used_bytes "$RUN/source")
+    is_number "$ST_BYTES" || {
+        reason='the size of the root file system could not be measured'
+        return 1
+    }
+    root=$(need_bytes "$ST_BACKEND" "$ST_BYTES")
+    ST_NEEDED=$((root + (CONF_reserve_mib + CONF_headroom_mib) * MIB))
+    ST_AVAILABLE=$(meminfo_bytes MemAvailable)
+    ST_LIMIT=$((ST_AVAILABLE - CONF_reserve_mib * MIB))
+    [ "$ST_NEEDED" -le "$ST_AVAILABLE" ] || {
+        reason="not enough RAM for $ST_BACKEND: $(human "$ST_NEEDED") needed ($(human "$root") root, $(human $((CONF_reserve_mib * MIB))) reserve, $(human $((CONF_headroom_mib * MIB))) headroom), $(human "$ST_AVAILABLE") available"
+        return 1
+    }
+    say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
+}
+
+# choose_algorithm: sets ALGORITHM; auto is the fastest that the kernel has.
+choose_algorithm() {
+    local listed
+    ALGORITHM=$CONF_zram_algorithm
+    [ "$ALGORITHM" = auto ] || return 0
+    listed=" $(tr -d '[]' < "$P/sys/block/zram$1/comp_algorithm" 2> /dev/null) "
+    for ALGORITHM in lz4 lzo-rle lzo zstd; do
+        case $listed in
+            *" $ALGORITHM "*) return 0 ;;
+        esac
+    done
+    ALGORITHM=
+}
+
+# --- watching a copy ------------------------------------------------------------------------
+
+# watch_copy TOTAL_BYTES DONE_COMMAND: shows progress until all PIDs of $WORKERS ended. Ends
+# the copy early when RAM runs out, nothing moves, or the time is over.
+watch_copy() {
+    local start now done=0 last=0 moved pid running rate percent left mem shown
+    start=$(now_cs)
+    moved=$start
+    shown=0
+    while :; do
+        running=
+        for pid in $WORKERS; do
+            kill -0 "$pid" 2> /dev/null && running=1
+        done
+        [ -n "$running" ] || break
+        sleep 1
+        now=$(now_cs)
+        done=$($2)
+        is_number "$done" || done=$last
+        [ "$done" -le "$1" ] || done=$1
+        if [ "$done" -gt "$last" ]; then
+            moved=$now
+            last=$done
+        fi
+        mem=$(meminfo_bytes MemAvailable)
+        if [ "$mem" -lt $((CONF_reserve_mib * MIB)) ]; then
+            stop_workers
+            reason="RAM ran out while copying: only $(human "$mem") available after $(human "$done"), the reserve is $CONF_reserve_mib MiB"
+            return 1
+        elif [ $((now - moved)) -gt $((STALL_S * 100)) ]; then
+            stop_workers
+            reason="the copy stood still for $STALL_S s after $(human "$done")"
+            return 1
+        elif [ $((now - start)) -gt $((CONF_copy_timeout_s * 100)) ]; then
+            stop_workers
+            reason="the copy did not end within $CONF_copy_timeout_s s"
+            return 1
+        fi
+        [ $((now - shown)) -ge 180 ] || continue
+        shown=$now
+        percent=$((done / ($1 / 100 + 1)))
+        rate=$((done * 100 / (now - start + 1)))
+        left=$(((($1 - done) / (rate / 16 + 1) + 15) / 16))
+        show_progress "Copying to RAM: $percent %, $((rate / MIB)) MiB/s, $left s left" "$percent"
+    done
+}
+
+# show_progress TEXT PERCENT: each time on the console and the splash; never in the log. On the
+# splash each line takes new room in Qubes' theme, so after 20 only each tenth percent.
+show_progress() {
+    printf '\r%s   ' "$1" > "$P/dev/console" 2> /dev/null || :
+    PROGRESS_LINES=$((PROGRESS_LINES + 1))
+    [ "$PROGRESS_LINES" -le 20 ] || [ $(($2 / 10)) -gt "$PROGRESS_TENTH" ] || return 0
+    PROGRESS_TENTH=$(($2 / 10))
+    splash_replace "$1"
+}
+PROGRESS_LINES=0
+PROGRESS_TENTH=0
+WORKERS=
+
+stop_workers() {
+    local pid
+    for pid in $WORKERS; do
+        kill_tree "$pid"
+    done
+    # shellcheck disable=SC2086 # a list of PIDs
+    wait $WORKERS 2> /dev/null
+    WORKERS=
+}
+
+# kill_tree PID: it and its children (dd, tar), which would go on and hold the layer.
+kill_tree() {
+    local stat child parent
+    for stat in "$P"/proc/[0-9]*/stat; do
+        read -r child _ _ parent _ < "$stat" 2> /dev/null || continue
+        [ "$parent" = "$1" ] && kill_tree "$child"
+    done
+    kill -KILL "$1" 2> /dev/null || :
+}
+
+# collect_workers: the end of each; 1 if one failed, with the first message of its log.
+collect_workers() {
+    local pid failed=
+    for pid in $WORKERS; do
+        wait "$pid" || failed=1
+    done
+    WORKERS=
+    [ -z "$failed" ] || {
+        reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)")"
+        return 1
+    }
+}
+
+# --- blocks ---------------------------------------------------------------------------------
+
+# plan_blocks: $RUN/work/pieces with "START LENGTH" in bytes of what the file system uses.
+plan_blocks() {
+    LC_ALL=C timeout -k 5 120 dumpe2fs "$SOURCE_ROOT" 2> /dev/null < /dev/null | awk -v gap="$MERGE_GAP_BYTES" -v piece="$PIECE_BYTES" '
+        /^Block count:/ { blocks = $3 }
+        /^Block size:/ { size = $3 }
+        /^  Free blocks: / {
+            sub(/^  Free blocks: /, "")
+            n = split($0, ranges, /, */)
+            for (i = 1; i <= n; i++) {
+                if (ranges[i] !~ /^[0-9]/) continue
+                m = split(ranges[i], ends, "-")
+                first = ends[1] + 0; last = ends[m] + 0
+                # two groups can share one hole
+                if (holes && first == to[holes] + 1) to[holes] = last
+                else { holes++; from[holes] = first; to[holes] = last }
+            }
+            seen = 1
+        }
+        function emit(start, end,   length_) {
+            while (start < end) {
+                length_ = end - start
+                if (length_ > piece) length_ = piece
+                printf "%.0f %.0f\n", start, length_
+                start += length_
+            }
+        }
+        END {
+            if (!blocks || !size || !seen) exit 1
+            start = 0
+            for (i = 1; i <= holes; i++) {
+                if ((to[i] - from[i] + 1) * size <= gap) continue
+                emit(start * size, from[i] * size)
+                start = to[i] + 1
+            }
+            emit(start * size, blocks * size)
+        }' > "$RUN/work/pieces" && [ -s "$RUN/work/pieces" ] || {
+        reason="the used blocks of $ST_DEVICE could not be listed"
+        return 1
+    }
+}
+
+# copy_piece_list LIST DEVICE: one worker.
+copy_piece_list() {
+    local start length
+    while read -r start length; do
+        dd if="$SOURCE_ROOT" of="$2" bs=1M iflag=direct,skip_bytes,count_bytes \
+            oflag=direct,seek_bytes conv=notrunc skip="$start" seek="$start" count="$length" \
+            2> "$1.dd" || {
+            tail -n 1 "$1.dd"
+            return 1
+        }
+        awk '/bytes/ { print $1 }' "$1.dd" >> "$1.done"
+    done < "$1" 2> "$RUN/work/err.${1##*.}" >&2
+}
+
+zram_copied() {
+    local stat
+    # 7th value of Documentation/block/stat.rst: sectors written
+    read -r stat < "$P/sys/block/zram$ROOT_ZRAM/stat" || return 1
+    # shellcheck disable=SC2086 # fields
+    set -- $stat
+    printf '%s' "$(($7 * 512))"
+}
+
+# build_blocks: SOURCE_ROOT onto /dev/zram$ROOT_ZRAM.
+build_blocks() {
+    local total workers i
+    # Not in the copy: the journal (useless in RAM) and the UUID, by which udev and mount would
+    # take the copy for the disk. Both change the layer only.
+    try 120 tune2fs -O ^has_journal -U random -f "$SOURCE_ROOT" || return 1
+    plan_blocks || return 1
+    total=$(awk '{ sum += $2 } END { printf "%.0f", sum }' "$RUN/work/pieces")
+    workers=$(worker_count)
+    awk -v n="$workers" -v base="$RUN/work/list" '{ print > (base "." NR % n) }' "$RUN/work/pieces"
+    i=0
+    while [ "$i" -lt "$workers" ]; do
+        if [ -f "$RUN/work/list.$i" ]; then
+            copy_piece_list "$RUN/work/list.$i" "/dev/zram$ROOT_ZRAM" &
+            WORKERS="$WORKERS $!"
+        fi
+        i=$((i + 1))
+    done
+    watch_copy "$total" zram_copied || return 1
+    collect_workers || return 1
+    [ "$(cat "$RUN"/work/list.*.done | awk '{ sum += $1 } END { printf "%.0f", sum }')" = "$total" ] || {
+        reason="not all of the $total bytes of $ST_DEVICE arrived"
+        return 1
+    }
+}
+
+# prove_blocks: the copy is a sound file system with as many blocks and inodes in use as the source.
+prove_blocks() {
+    local fields='^(Inode count|Block count|Free blocks|Free inodes|Filesystem UUID|Block size):'
+    layer_healthy || {
+        reason="ramboot's layer over $SOURCE_DISK became invalid while copying"
+        return 1
+    }
+    blockdev --flushbufs "/dev/zram$ROOT_ZRAM" 2> /dev/null
+    try 600 e2fsck -fn "/dev/zram$ROOT_ZRAM" || return 1
+    LC_ALL=C dumpe2fs -h "$SOURCE_ROOT" 2> /dev/null | grep -E "$fields" > "$RUN/work/source.sb"
+    LC_ALL=C dumpe2fs -h "/dev/zram$ROOT_ZRAM" 2> /dev/null | grep -E "$fields" > "$RUN/work/copy.sb"
+    [ -s "$RUN/work/source.sb" ] && cmp -s "$RUN/work/source.sb" "$RUN/work/copy.sb" || {
+        reason='the copy has other block or inode counts than its source'
+        return 1
+    }
+}
+
+# --- files ----------------------------------------------------------------------------------
+
+# plan_files WORKERS: lists for tar, relative and NUL-separated: dirs, links (files with several
+# links stay together, or tar could not link them), and files.N for each worker. Sockets are
+# left out: they mean nothing without their process.
+plan_files() {
+    local workers="$1"
+    (
+        cd "$RUN/source" || exit 1
+        find . -type d -print0 > "$RUN/work/dirs" || exit 1
+        find . ! -type d ! -type s -links +1 -print0 > "$RUN/work/links" || exit 1
+        # the largest first, then in turn: each worker gets about the same
+        find . ! -type d ! -type s -links 1 -printf '%b %p\0' | sort -z -n -r -k 1,1 | cut -z -d ' ' -f 2- \
+            | split -t '\0' -n "r/$workers" -a 1 -d - "$RUN/work/files."
+    ) || {
+        reason="the files of $ST_DEVICE could not be listed"
+        return 1
+    }
+}
+
+# tar_files LIST NAME: one worker. --sparse: volume files of qubes keep their holes.
+tar_files() {
+    # the pax format, which --xattrs implies, keeps times whole; btrfs.* are that file system's own
+    set -- "$1" "$2" --xattrs --xattrs-include='*' --xattrs-exclude='btrfs.*' --acls --numeric-owner
+    {
+        tar -C "$RUN/source" --null -T "$1" --no-recursion "$3" "$4" "$5" "$6" "$7" --sparse -cf - \
+            || printf 'tar could not read\n' >&2
+    } 2> "$RUN/work/err.r-$2" \
+        | tar -C "$RUN/root/root" "$3" "$4" "$5" "$6" "$7" --same-owner --warning=no-timestamp \
+            -xpf - 2> "$RUN/work/err.w-$2" || return 1
+    # anything that tar had to say is a difference
+    [ ! -s "$RUN/work/err.r-$2" ] && [ ! -s "$RUN/work/err.w-$2" ]
+}
+
+tree_copied() {
+    used_bytes "$RUN/root/root"
+}
+
+# build_files: $RUN/source into $RUN/root/root.
+build_files() {
+    local list
+    plan_files "$(worker_count)" || return 1
+    # directories first, so that the workers need not make them, and last, for their times
+    tar_files "$RUN/work/dirs" dirs || {
+        copy_error
+        return 1
+    }
+    for list in "$RUN/work/links" "$RUN"/work/files.*; do
+        [ -s "$list" ] || continue
+        tar_files "$list" "${list##*/}" &
+        WORKERS="$WORKERS $!"
+    done
+    watch_copy "$ST_BYTES" tree_copied || return 1
+    collect_workers || return 1
+    tar_files "$RUN/work/dirs" dirs || {
+        copy_error
+        return 1
+    }
+}
+
+copy_error() {
+    reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)")"
+}
+
+# tree_list DIRECTORY: type, mode, owner, links, size, time and target of each entry. A
+# directory's size and a mount point's links are the file system's own affair.
+tree_list() {
+    (
+        cd "$1" || exit 1
+        find . ! -type d ! -type s -printf '%y %m %U %G %n %s %T@ %p -> %l\0' \
+            -o -type d -printf 'd %m %U %G - - %T@ %p\0' | LC_ALL=C sort -z
+    )
+}
+
+# prove_files: each entry is there, with everything that find can tell.
+prove_files() {
+    layer_healthy || {
+        reason="ramboot's layer over $SOURCE_DISK became invalid while copying"
+        return 1
+    }
+    tree_list "$RUN/source" > "$RUN/work/source.tree" && tree_list "$RUN/root/root" > "$RUN/work/copy.tree" || {
+        reason='source and copy could not be compared'
+        return 1
+    }
+    [ -s "$RUN/work/source.tree" ] && cmp -s "$RUN/work/source.tree" "$RUN/work/copy.tree" || {
+        reason="the copy differs from its source, first at $(first_difference)"
+        return 1
+    }
+}
+
+first_difference() {
+    tr '\0' '\n' < "$RUN/work/source.tree" > "$RUN/work/source.lines"
+    tr '\0' '\n' < "$RUN/work/copy.tree" > "$RUN/work/copy.lines"
+    printable "$(awk 'NR == FNR { seen[$0] = 1; next } !($0 in seen) { print; exit }' \
+        "$RUN/work/copy.lines" "$RUN/work/source.lines")"
+}

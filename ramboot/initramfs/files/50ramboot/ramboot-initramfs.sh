@@ -1,0 +1,347 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# ramboot in the initramfs: decide, layer, build, prove, hand over, report.
+#
+#   before      the disk is open (LUKS), its volume group inactive, nothing mounted
+#   open-disk   decides; on yes copies the root through a throw-away layer into RAM and proves
+#               the copy. After it the layer is gone and the disk untouched; the RAM root waits
+#               at /run/ramboot/root/root. LVM's own scan follows.
+#   pre-mount   moves the RAM root to /sysroot in place of the disk's
+#   cleanup     removes what only the initramfs needed
+#   recover     after a phase that died: takes everything back
+#
+# Whatever fails ends in the ordinary persistent boot: nothing is taken from the disk's root
+# before the copy is proven, and recover leaves the machine as if we had not been there.
+
+. /lib/dracut-lib.sh
+for part in lib ask source copy root; do
+    # shellcheck disable=SC1090 # the parts beside this file
+    . "/usr/lib/ramboot/ramboot-$part.sh"
+done
+# The tools speak English to our filters; names are bytes.
+export LC_ALL=C LVM_SUPPRESS_FD_WARNINGS=1
+# How long the reason for a persistent boot that was not asked for stays readable.
+REASON_PAUSE_S=4
+ALGORITHM=
+
+# --- decide ---------------------------------------------------------------------------------
+
+# decide: sets ST_REQUESTED, ST_BACKEND and ST_DISK. 0: RAM. 1: persistent, `reason` tells why
+# (empty when that was asked for).
+decide() {
+    local mode disk timeout
+    mode=$(getarg ramboot=)
+    disk=$(getarg ramboot.disk=)
+    timeout=$(getarg ramboot.timeout=)
+    [ "$mode" != off ] || {
+        ST_REQUESTED=off
+        return 1
+    }
+    # a bad configuration must not hide what the kernel line asked for
+    ST_REQUESTED=${mode:-ask}
+    read_config || return 1
+    ST_REQUESTED=${mode:-$CONF_mode}
+    case $ST_REQUESTED in
+        off) return 1 ;;
+        ask) ST_BACKEND=$CONF_backend ;;
+        zram | tmpfs) ST_BACKEND=$ST_REQUESTED ;;
+        overlay | image | snapshot)
+            reason="the backend $ST_REQUESTED is not in this version of ramboot"
+            return 1
+            ;;
+        *)
+            ST_REQUESTED=$(printable "$ST_REQUESTED")
+            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs)"
+            return 1
+            ;;
+    esac
+    case ${disk:-$CONF_disk} in
+        attached) ST_DISK=attached ;;
+        *)
+            reason="ramboot.disk=$(printable "$disk") is not known to this version of ramboot (known: attached)"
+            return 1
+            ;;
+    esac
+    if [ -n "$timeout" ]; then
+        is_number "$timeout" && [ "$timeout" -le 86400 ] || {
+            reason="ramboot.timeout=$(printable "$timeout") is not a number of seconds"
+            return 1
+        }
+        CONF_timeout_s=$timeout
+    fi
+    [ "$ST_REQUESTED" = ask ] || return 0
+    ask_user
+}
+
+ask_user() {
+    local estimate
+    ALGORITHM=$CONF_zram_algorithm
+    ASK_NEEDED='an unknown amount'
+    estimate=$(cat /usr/lib/ramboot/estimate 2> /dev/null)
+    ! is_number "$estimate" \
+        || ASK_NEEDED=$(human $(($(need_bytes "$ST_BACKEND" "$estimate") + (CONF_reserve_mib + CONF_headroom_mib) * MIB)))
+    ASK_AVAILABLE=$(human "$(meminfo_bytes MemAvailable)")
+    phase ask
+    ask
+    say "Boot to RAM? $answer ($answered)"
+    [ "$answer" = y ] || {
+        [ "$answered" != tries ] || reason='the question was not answered with y or n'
+        return 1
+    }
+}
+
+# --- build and prove ------------------------------------------------------------------------
+
+# make_root: the proven RAM root at $RUN/root/root.
+make_root() {
+    # private: a mount below a shared one can't be moved to /sysroot
+    mkdir -p "$RUN/root" "$RUN/work"
+    try 10 mount -t tmpfs -o mode=0700,size=1m ramboot "$RUN/root" || return 1
+    try 10 mount --make-private "$RUN/root" || return 1
+    mkdir "$RUN/root/root"
+
+    phase layer
+    layer_up || return 1
+    phase measure
+    source_mount && root_check "$RUN/source" && source_exclude || return 1
+    case $ST_BACKEND in
+        zram) make_zram_root ;;
+        tmpfs) make_tmpfs_root ;;
+    esac || return 1
+    root_prepare "$RUN/root/root" || return 1
+    sync
+}
+
+make_zram_root() {
+    plan_zram || return 1
+    budget || return 1
+    zram_new ROOT_ZRAM "$ROOT_SIZE" "$ALGORITHM" || return 1
+    printf '%s' "$ROOT_ZRAM" > "$RUN/root-zram"
+    phase copy
+    if [ "$COPY" = blocks ]; then
+        try 60 umount "$RUN/source" && build_blocks || return 1
+        phase prove
+        prove_blocks && mount_zram_root || return 1
+    else
+        try 120 mkfs.ext4 -q -O ^has_journal -m 0 -E nodiscard "/dev/zram$ROOT_ZRAM" || return 1
+        mount_zram_root && rmdir "$RUN/root/root/lost+found" && build_files || return 1
+        phase prove
+        sync
+        prove_files || return 1
+    fi
+    # holes that were copied along, and what was excluded
+    timeout 120 fstrim "$RUN/root/root" 2> /dev/null || :
+}
+
+mount_zram_root() {
+    # discard: what is deleted in the session gives its RAM back
+    try 60 mount -t ext4 -o discard "/dev/zram$ROOT_ZRAM" "$RUN/root/root"
+}
+
+# plan_zram: sets ROOT_SIZE (bytes), COPY (blocks, or files where blocks can't be copied or
+# would not fit) and ALGORITHM.
+plan_zram() {
+    local disk
+    COPY=files
+    ROOT_SIZE=$(($(used_bytes "$RUN/source") * 115 / 100 + CONF_headroom_mib * 2 * MIB))
+    if [ "$ST_FSTYPE" = ext4 ] && command -v dumpe2fs > /dev/null && command -v tune2fs > /dev/null; then
+        disk=$(blockdev --getsize64 "$SOURCE_ROOT")
+        if [ "$CONF_zram_size_mib" = auto ] || [ $((CONF_zram_size_mib * MIB)) -ge "$disk" ]; then
+            COPY=blocks
+            ROOT_SIZE=$disk
+        fi
+    fi
+    [ "$CONF_zram_size_mib" = auto ] || ROOT_SIZE=$((CONF_zram_size_mib * MIB))
+    choose_algorithm "$LAYER_ZRAM"
+}
+
+make_tmpfs_root() {
+    local size options
+    budget || return 1
+    size=$CONF_tmpfs_size_mib
+    [ "$size" != auto ] || size=$((ST_BYTES * 104 / 100 / MIB + 16 + CONF_headroom_mib))
+    [ $((size * MIB)) -gt "$ST_BYTES" ] || {
+        reason="tmpfs_size_mib=$size is too small for $(human "$ST_BYTES")"
+        return 1
+    }
+    options="size=${size}m,nr_inodes=0,mode=0755"
+    # noswap is new in Linux 6.4
+    try 10 mount -t tmpfs -o "$options,noswap" ramboot-root "$RUN/root/root" \
+        || try 10 mount -t tmpfs -o "$options" ramboot-root "$RUN/root/root" || return 1
+    phase copy
+    build_files || return 1
+    phase prove
+    prove_files
+}
+
+# --- phases that the hooks call -------------------------------------------------------------
+
+open_disk() {
+    [ ! -e "$RUN/decided" ] || return 0
+    if [ "$(getarg ramboot=)" != off ]; then
+        find_root
+        case $? in
+            1) return 0 ;;
+            2) ST_REQUESTED=$(printable "$(getarg ramboot= || printf ask)") ;;
+        esac
+    fi
+    mkdir -p "$RUN"
+    : > "$RUN/decided"
+    phase decide
+    if [ -n "$reason" ] || ! decide; then
+        persistent
+        return 0
+    fi
+    save_state
+    phase ''
+    : > "$RUN/building"
+    # a child, so that a signal or a bug there comes back here
+    (
+        make_root
+        rc=$?
+        phase drop
+        save_state
+        exit "$rc"
+    ) &
+    wait $!
+    rc=$?
+    load_state
+    umount_below "$RUN/source"
+    if [ "$rc" -eq 0 ] && layer_down; then
+        reason=
+        save_state
+        rm -rf "$RUN/building" "$RUN/work"
+        : > "$RUN/ready"
+        say "the root file system is in RAM ($ST_BACKEND)"
+        rescan
+        return 0
+    fi
+    reason=${reason:-the build of the RAM root ended by a signal}
+    take_back
+    persistent
+}
+
+# save_state, load_state: what a later phase, another process, needs to know.
+STATE='reason ST_REQUESTED ST_BACKEND ST_DISK ST_DEVICE ST_FSTYPE ST_BYTES ST_NEEDED ST_AVAILABLE
+ST_LIMIT ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap'
+save_state() {
+    local name value
+    for name in $STATE; do
+        eval "value=\${$name:-}"
+        printf '%s=%s\n' "$name" "$(printf '%s' "$value" | tr '\n' ' ')"
+    done > "$RUN/state.new" && mv "$RUN/state.new" "$RUN/state"
+}
+load_state() {
+    local line name
+    [ -f "$RUN/state" ] || return 0
+    while IFS= read -r line; do
+        for name in $STATE; do
+            [ "${line%%=*}" = "$name" ] && eval "$name=\${line#*=}"
+        done
+    done < "$RUN/state"
+}
+
+# rescan: LVM's scan was queued for the disk before our layer, or is queued by this.
+rescan() {
+    rm -f /tmp/.lvm_scan-"$(kernel_name "/dev/mapper/$LAYER")"
+    udevadm trigger --action=change "$(readlink -f "$SOURCE_DISK")" 2> /dev/null || :
+    udevadm settle --timeout=30
+}
+
+# take_back: everything of the RAM root away, the disk free again.
+take_back() {
+    umount_below "$RUN/source"
+    umount_below "$RUN/root"
+    zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
+    if [ -e "$RUN/layer" ]; then
+        layer_down || warn "$reason"
+        rescan
+    fi
+    rm -rf "$RUN/root-zram" "$RUN/building" "$RUN/ready" "$RUN/work"
+}
+
+# persistent: reports a boot from the disk.
+persistent() {
+    ST_BACKEND=
+    ST_DISK=
+    phase end
+    save_state
+    write_status persistent
+    [ -n "$reason" ] || return 0
+    warn "persistent boot: $reason"
+    sleep "$REASON_PAUSE_S"
+}
+
+pre_mount() {
+    # root= on a partition: there was no quiet moment in the initqueue
+    open_disk
+    load_state
+    [ -e "$RUN/ready" ] || {
+        [ -e "$RUN/status.json" ] || {
+            reason='ramboot did not find the device of the root file system'
+            ST_REQUESTED=$(printable "$(getarg ramboot= || printf ask)")
+            persistent
+        }
+        return 0
+    }
+    phase 'hand over'
+    hand_over && {
+        reason=
+        phase end
+        write_status ram
+        return 0
+    }
+    give_back_sysroot
+    take_back
+    persistent
+}
+
+# hand_over: systemd's units for the disk's root make way first. They require its device, and
+# systemd would unmount whatever is on /sysroot with it (drop-ins can't take a Requires= away).
+hand_over() {
+    if [ -n "${DRACUT_SYSTEMD:-}" ] || [ -d /run/systemd/system ]; then
+        mkdir -p /run/systemd/system
+        printf '[Unit]\nDescription=RAM root (nothing to check)\nDefaultDependencies=no\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n' \
+            > /run/systemd/system/systemd-fsck-root.service
+        printf '[Unit]\nDescription=RAM root\nDefaultDependencies=no\nBefore=initrd-root-fs.target\n[Mount]\nWhat=%s\nWhere=/sysroot\n' \
+            "$(awk -v m="$RUN/root/root" '$2 == m { print $1 }' /proc/self/mounts)" > /run/systemd/system/sysroot.mount
+        try 60 systemctl daemon-reload || return 1
+    fi
+    try 10 mount --move "$RUN/root/root" "${NEWROOT:-/sysroot}" || return 1
+    umount "$RUN/root" 2> /dev/null || :
+    # the shutdown initramfs would be read from /boot, only to take down a root that is not used
+    rm -f /run/initramfs/.need_shutdown
+}
+
+give_back_sysroot() {
+    umount "${NEWROOT:-/sysroot}" 2> /dev/null || :
+    rm -f /run/systemd/system/systemd-fsck-root.service /run/systemd/system/sysroot.mount
+    [ ! -d /run/systemd/system ] || systemctl daemon-reload
+}
+
+cleanup() {
+    rm -f /run/systemd/system/systemd-fsck-root.service /run/systemd/system/sysroot.mount
+    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/copy" "$RUN/exclude"
+    rmdir "$RUN/source" "$RUN/root" 2> /dev/null || :
+}
+
+recover() {
+    [ ! -e "$RUN/status.json" ] || return 0
+    load_state
+    reason=${reason:-ramboot ended unexpectedly}
+    take_back
+    : > "$RUN/decided"
+    persistent
+}
+
+case ${1:-} in
+    open-disk) open_disk ;;
+    pre-mount) pre_mount ;;
+    cleanup) cleanup ;;
+    recover) recover ;;
+    *)
+        printf 'usage: ramboot-initramfs open-disk|pre-mount|cleanup|recover\n' >&2
+        exit 2
+        ;;
+esac

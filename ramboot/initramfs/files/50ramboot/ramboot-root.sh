@@ -1,0 +1,134 @@
+# shellcheck shell=sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Makes the copy a root that leaves the disk alone: no root, swap or /boot from fstab, no
+# second unlocking, nothing that writes grubenv. All paths are inside the copy, $1.
+
+# Units that write /boot, the ESP or grubenv. grub2's on Fedora (grub2 spec: the timer belongs
+# to the user manager), grub-common's on Debian, systemd's own.
+SYSTEM_MASKS='grub-boot-indeterminate.service grub-common.service grub-initrd-fallback.service
+grub2-systemd-integration.service systemd-boot-random-seed.service systemd-boot-update.service
+systemd-bless-boot.service boot.mount boot-efi.mount'
+USER_MASKS='grub-boot-success.timer grub-boot-success.service'
+# qmemman takes all tmpfs for free memory and would balloon dom0 away under its own root
+# (core-admin qmemman/algo.py, linux-utils meminfo-writer.c). Without the reporter dom0 is
+# neither donor nor receiver.
+TMPFS_MASKS='qubes-meminfo-writer-dom0.service'
+# Directories of which a part on another volume would go on being written.
+SYSTEM_DIRS='/usr /etc /var /home /root /opt /srv /lib /bin /sbin'
+
+# root_check DIRECTORY: refuses a system of which a part lies on another volume of the disk.
+root_check() {
+    local spec target dir
+    [ -f "$1/etc/fstab" ] || return 0
+    while read -r spec target type _; do
+        case $spec in
+            '' | '#'*) continue ;;
+        esac
+        on_disk "$spec" "$type" || continue
+        case $target in
+            /var/lib/qubes | /var/lib/qubes/*) continue ;;
+        esac
+        for dir in $SYSTEM_DIRS; do
+            case $target in
+                "$dir" | "$dir"/*)
+                    same_btrfs "$spec" "$type" && continue
+                    reason="$target is on a volume of its own, which a RAM session would go on writing"
+                    return 1
+                    ;;
+            esac
+        done
+    done < "$1/etc/fstab"
+}
+
+# on_disk SPEC TYPE: whether a line of fstab names a block device.
+on_disk() {
+    case $2 in
+        swap) return 1 ;;
+    esac
+    case $1 in
+        UUID=* | LABEL=* | PARTUUID=* | PARTLABEL=* | /dev/*) return 0 ;;
+    esac
+    return 1
+}
+
+same_btrfs() {
+    [ "$2" = btrfs ] && [ "$ST_FSTYPE" = btrfs ] \
+        && [ "$1" = "UUID=$(blkid -p -o value -s UUID "$SOURCE_ROOT")" ]
+}
+
+# root_prepare DIRECTORY
+root_prepare() {
+    rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && {
+        [ "$CONF_swap" = keep ] || no_swap "$1"
+    } || {
+        reason="${reason:-the copy could not be prepared}"
+        return 1
+    }
+}
+
+# replace_file FILE: stdin takes the place of FILE, which keeps its owner and mode.
+replace_file() {
+    cat > "$RUN/work/new" && cat "$RUN/work/new" > "$1"
+}
+
+# rewrite_fstab: root and swap go, /boot and the ESP stay unmounted, qubes' volumes may lack.
+rewrite_fstab() {
+    [ -f "$1/etc/fstab" ] || return 0
+    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" '
+        /^[ \t]*(#|$)/ { print; next }
+        $2 == "/" || ($3 == "swap" && keep != "keep") || (btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
+            print "# RAM session: " $0; next
+        }
+        $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" { $4 = $4 ",noauto,nofail"; $6 = 0; print; next }
+        $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// { $4 = $4 ",nofail"; $6 = 0; print; next }
+        { print }' "$1/etc/fstab" | replace_file "$1/etc/fstab"
+}
+
+same_btrfs_uuid() {
+    [ "$ST_FSTYPE" != btrfs ] || blkid -p -o value -s UUID "$SOURCE_ROOT"
+}
+
+# rewrite_crypttab: the disk is open already; a second systemd-cryptsetup would ask again.
+# Encrypted swap is swap.
+rewrite_crypttab() {
+    local disk
+    [ -f "$1/etc/crypttab" ] || return 0
+    disk=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null)
+    awk -v disk="$disk" -v keep="$CONF_swap" '
+        /^[ \t]*(#|$)/ { print; next }
+        (disk != "" && $1 == disk) || (keep != "keep" && $4 ~ /(^|,)swap(,|$)/) { print "# RAM session: " $0; next }
+        { print }' "$1/etc/crypttab" | replace_file "$1/etc/crypttab"
+}
+
+# mask DIRECTORY UNIT...: a link to /dev/null, which is what systemctl mask makes.
+mask() {
+    local dir="$1" unit
+    shift
+    mkdir -p "$dir" || return 1
+    for unit; do
+        rm -f "$dir/$unit" && ln -s /dev/null "$dir/$unit" || return 1
+    done
+}
+
+mask_units() {
+    # shellcheck disable=SC2086 # lists of names
+    mask "$1/etc/systemd/system" $SYSTEM_MASKS && mask "$1/etc/systemd/user" $USER_MASKS || return 1
+    [ "$ST_BACKEND" != tmpfs ] || mask "$1/etc/systemd/system" $TMPFS_MASKS
+}
+
+# no_swap: the units, wherever they come from. fstab and crypttab are done.
+no_swap() {
+    local unit
+    mask "$1/etc/systemd/system" swap.target 'systemd-zram-setup@.service' zramswap.service || return 1
+    for unit in "$1"/etc/systemd/system/*.swap "$1"/usr/lib/systemd/system/*.swap "$1"/lib/systemd/system/*.swap; do
+        [ -e "$unit" ] || [ -L "$unit" ] || continue
+        mask "$1/etc/systemd/system" "${unit##*/}" || return 1
+    done
+    # zram-generator makes no device without a section (zram-generator.conf(5)); R4.3 has one
+    mkdir -p "$1/etc/systemd" && printf '# RAM session: no swap\n' > "$1/etc/systemd/zram-generator.conf" || return 1
+    # drop-ins would bring it back
+    for unit in "$1"/etc/systemd/zram-generator.conf.d "$1"/usr/lib/systemd/zram-generator.conf.d; do
+        [ ! -d "$unit" ] || rm -rf "$unit" || return 1
+    done
+}

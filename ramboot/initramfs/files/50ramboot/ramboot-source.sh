@@ -1,0 +1,264 @@
+# shellcheck shell=sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The disk's root as a source that is never written: a device-mapper snapshot over the opened
+# disk whose store is a zram device. Volumes are activated, journals replayed and excluded
+# files removed in that layer alone, and it is thrown away after the copy.
+# Read-only flags would not do: a thin pool writes through them (kernel commit a32e236eb93e).
+
+LAYER=ramboot-layer
+# Room for what the copy changes in the layer: a journal replayed, metadata. When it is full the
+# layer fails every read, so the copy fails and the disk boots.
+LAYER_STORE_MIB=2048
+# Chunk in sectors: 64 KiB, the smallest chunk of a thin pool.
+LAYER_CHUNK=128
+
+# --- which device ---------------------------------------------------------------------------
+
+# find_root: sets ROOT_KIND to lvm or device and SOURCE_DISK to the opened disk (the physical
+# volume, or the device with the file system). 1: not there yet. 2: never will be, see reason.
+find_root() {
+    local root lv device
+    root=$(getarg root=)
+    root=${root#block:}
+    [ -n "$root" ] || {
+        reason='the kernel line has no root='
+        return 2
+    }
+    for lv in $(getargs rd.lvm.lv); do
+        case $root in
+            "/dev/$lv" | "/dev/mapper/$(dm_name "$lv")")
+                find_lvm_root "$lv"
+                return
+                ;;
+        esac
+    done
+    device=$(root_device "$root")
+    if [ -n "$device" ] && [ -b "$device" ]; then
+        case $(cat "$P/sys/class/block/$(kernel_name "$device")/dm/uuid" 2> /dev/null) in
+            LVM-*)
+                reason="the root volume $root was activated before ramboot could put its layer under it"
+                return 2
+                ;;
+        esac
+        ROOT_KIND=device
+        ROOT_SPEC=$device
+        SOURCE_DISK=$device
+        return 0
+    fi
+    # root= by UUID or label on LVM: the volume that the kernel line asks to be activated
+    # shellcheck disable=SC2046 # a list
+    set -- $(getargs rd.lvm.lv)
+    case $root in
+        UUID=* | LABEL=*)
+            [ $# -eq 0 ] || {
+                find_lvm_root "$1"
+                return
+            }
+            ;;
+    esac
+    return 1
+}
+
+# dm_name VG/LV: the device-mapper name, in which "-" is doubled.
+dm_name() {
+    printf '%s-%s' "$(printf '%s' "${1%%/*}" | sed 's/-/--/g')" "$(printf '%s' "${1#*/}" | sed 's/-/--/g')"
+}
+
+root_device() {
+    case $1 in
+        UUID=*) printf '%s' "$P/dev/disk/by-uuid/${1#UUID=}" ;;
+        LABEL=*) printf '%s' "$P/dev/disk/by-label/${1#LABEL=}" ;;
+        PARTUUID=*) printf '%s' "$P/dev/disk/by-partuuid/${1#PARTUUID=}" ;;
+        PARTLABEL=*) printf '%s' "$P/dev/disk/by-partlabel/${1#PARTLABEL=}" ;;
+        /dev/*) printf '%s' "$P$1" ;;
+    esac
+}
+
+kernel_name() {
+    local path
+    path=$(readlink -f "$1") && printf '%s' "${path##*/}"
+}
+
+# find_lvm_root VG/LV: the physical volume under it. LVM is asked only when udev has seen a
+# physical volume that it had not seen before, for each call takes a while.
+find_lvm_root() {
+    local seen pvs count
+    seen=$(grep -l '^E:ID_FS_TYPE=LVM2_member' "$P"/run/udev/data/b* 2> /dev/null)
+    [ -n "$seen" ] || return 1
+    [ "$seen" != "$(cat "$RUN/pvs-seen" 2> /dev/null)" ] || return 1
+    mkdir -p "$RUN"
+    printf '%s' "$seen" > "$RUN/pvs-seen"
+    pvs=$(timeout -k 5 60 lvm pvs --nolocking --noheadings --separator ' ' -o pv_name,vg_name,vg_missing_pv_count 2> /dev/null \
+        | awk -v vg="${1%%/*}" '$2 == vg { print $1, $3 }')
+    [ -n "$pvs" ] || return 1
+    count=$(printf '%s\n' "$pvs" | wc -l)
+    case $pvs in
+        *' 0') ;;
+        *) return 1 ;;
+    esac
+    [ "$count" -eq 1 ] || {
+        reason="the volume group ${1%%/*} lies on $count devices; ramboot supports one"
+        return 2
+    }
+    SOURCE_DISK=${pvs% *}
+    ROOT_KIND=lvm
+    ROOT_SPEC=$1
+}
+
+# --- zram -----------------------------------------------------------------------------------
+
+# zram_new VARIABLE DISKSIZE ALGORITHM: a device of our own from hot_add (zram0 may be the
+# swap of zram-generator); VARIABLE gets its number. No mem_limit: at the limit, buffered
+# writes are lost in silence.
+zram_new() {
+    local number sys
+    [ -r "$P/sys/class/zram-control/hot_add" ] || modprobe -q zram 2> /dev/null
+    number=$(cat "$P/sys/class/zram-control/hot_add" 2> /dev/null)
+    is_number "$number" || {
+        reason='the kernel module zram is not there'
+        return 1
+    }
+    eval "$1=\$number"
+    sys=$P/sys/block/zram$number
+    if [ -n "$3" ] && ! printf '%s' "$3" > "$sys/comp_algorithm" 2> /dev/null; then
+        reason="the kernel has no zram algorithm $3 (it has: $(tr -d '[]' < "$sys/comp_algorithm"))"
+        return 1
+    fi
+    case $(cat "$sys/backing_dev" 2> /dev/null) in
+        '' | none) ;;
+        *)
+            reason="zram$number has a backing device"
+            return 1
+            ;;
+    esac
+    printf '%s' "$2" > "$sys/disksize" 2> /dev/null || {
+        reason="zram$number could not be made $(human "$2") large"
+        return 1
+    }
+}
+
+# zram_drop NUMBER
+zram_drop() {
+    is_number "$1" && [ -e "$P/sys/block/zram$1" ] || return 0
+    printf 1 > "$P/sys/block/zram$1/reset" 2> /dev/null \
+        && printf '%s' "$1" > "$P/sys/class/zram-control/hot_remove" 2> /dev/null
+}
+
+# --- the layer ------------------------------------------------------------------------------
+
+# layer_up: /dev/mapper/ramboot-layer over SOURCE_DISK, and SOURCE_ROOT, the root's device in it.
+layer_up() {
+    local sectors
+    modprobe -q dm_snapshot 2> /dev/null
+    sectors=$(blockdev --getsz "$SOURCE_DISK" 2> /dev/null)
+    is_number "$sectors" && [ "$sectors" -gt 0 ] || {
+        reason="the size of $SOURCE_DISK can't be read"
+        return 1
+    }
+    mkdir -p "$RUN"
+    : > "$RUN/layer"
+    zram_new LAYER_ZRAM $((LAYER_STORE_MIB * MIB)) '' || return 1
+    printf '%s' "$LAYER_ZRAM" > "$RUN/layer-zram"
+    try 60 dmsetup create "$LAYER" --table \
+        "0 $sectors snapshot $SOURCE_DISK /dev/zram$LAYER_ZRAM N $LAYER_CHUNK" || return 1
+    udevadm settle --timeout=30
+    case $ROOT_KIND in
+        device) SOURCE_ROOT=/dev/mapper/$LAYER ;;
+        lvm)
+            layer_lvm lvchange -ay -K --yes --sysinit "$ROOT_SPEC" || return 1
+            SOURCE_ROOT=/dev/mapper/$(dm_name "$ROOT_SPEC")
+            ;;
+    esac
+    [ -b "$SOURCE_ROOT" ] || {
+        reason="$SOURCE_ROOT did not appear in the layer"
+        return 1
+    }
+    layer_holds_root
+}
+
+# layer_lvm COMMAND...: LVM that sees the layer and nothing else; the disk has the same
+# physical volume. A devices file would make it ignore the filter.
+layer_lvm() {
+    try 120 lvm "$@" --config \
+        "devices{global_filter=[\"a|^/dev/mapper/$LAYER\$|\",\"r|.*|\"] filter=[\"a|.*|\"] use_devicesfile=0} activation{monitoring=0}"
+}
+
+# layer_holds_root: no volume of the disk may be reached except through the layer.
+layer_holds_root() {
+    local root holder
+    root=$(kernel_name "$SOURCE_ROOT")
+    holder=$(kernel_name "$SOURCE_DISK")
+    [ "$ROOT_KIND" = device ] || [ -n "$root" ] || return 1
+    set -- "$P/sys/class/block/$holder/holders"/*
+    if [ $# -ne 1 ] || [ "${1##*/}" != "$(kernel_name "/dev/mapper/$LAYER")" ]; then
+        reason="something else than ramboot's layer uses $SOURCE_DISK"
+        return 1
+    fi
+}
+
+# layer_healthy: a full store invalidates the snapshot.
+layer_healthy() {
+    case $(dmsetup status "$LAYER" 2> /dev/null) in
+        *Invalid* | *Overflow* | '') return 1 ;;
+    esac
+}
+
+# layer_down: everything of the layer away again; safe to repeat, and from any state.
+layer_down() {
+    local tries=0 before="$reason"
+    while [ "$tries" -lt 5 ]; do
+        umount_below "$RUN/source"
+        if [ -e "/dev/mapper/$LAYER" ] && [ "$ROOT_KIND" = lvm ]; then
+            layer_lvm vgchange -an "${ROOT_SPEC%%/*}" || :
+        fi
+        layer_remove_children
+        dmsetup info "$LAYER" > /dev/null 2>&1 || break
+        dmsetup remove --retry "$LAYER" 2> /dev/null && break
+        tries=$((tries + 1))
+        sleep 1
+    done
+    reason=$before
+    if dmsetup info "$LAYER" > /dev/null 2>&1; then
+        reason="${before:+$before; }ramboot's layer over $SOURCE_DISK could not be removed"
+        return 1
+    fi
+    zram_drop "$(cat "$RUN/layer-zram" 2> /dev/null)" || :
+    rm -f "$RUN/layer" "$RUN/layer-zram"
+    udevadm settle --timeout=30
+}
+
+# layer_remove_children: what LVM left active on the layer, the top first.
+layer_remove_children() {
+    local layer round child name
+    layer=$(kernel_name "/dev/mapper/$LAYER") || return 0
+    for round in 1 2 3 4 5; do
+        for child in "$P/sys/class/block"/dm-*; do
+            name=$(cat "$child/dm/name" 2> /dev/null) || continue
+            depends_on "${child##*/}" "$layer" || continue
+            set -- "$child/holders"/*
+            [ -e "$1" ] || dmsetup remove --retry "$name" 2> /dev/null || :
+        done
+    done
+}
+
+# depends_on DEVICE BASE: whether DEVICE lies on BASE, at whatever depth.
+depends_on() {
+    local slave
+    for slave in "$P/sys/class/block/$1/slaves"/*; do
+        [ -e "$slave" ] || continue
+        [ "${slave##*/}" = "$2" ] && return 0
+        depends_on "${slave##*/}" "$2" && return 0
+    done
+    return 1
+}
+
+# umount_below DIRECTORY: all mounts at and under it, the deepest first.
+umount_below() {
+    local target
+    awk -v d="$1" '$2 == d || index($2, d "/") == 1 { print $2 }' "$P/proc/self/mounts" | sort -r \
+        | while IFS= read -r target; do
+            umount "$target" 2> /dev/null || umount -l "$target" 2> /dev/null
+        done
+    return 0
+}
