@@ -70,7 +70,12 @@ class World:
     def __init__(self, root: Path, cache: Path, test: bool):
         self.root = root
         self.cache = cache
-        self.opts = {"test": test, "saltenv": "base", "file_client": "local", "cachedir": str(cache)}
+        self.opts = {
+            "test": test,
+            "saltenv": "base",
+            "file_client": "local",
+            "cachedir": str(cache),
+        }
         self.salt: dict = {"cp.cache_file": self.cache_file}
         self.states: dict = {}
         self.grains: dict = {}

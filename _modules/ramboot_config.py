@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The pillar `ramboot`, checked once and handed on as plain values.
+
+What is allowed stands in `ramboot/defaults.yaml`; this module only knows how to check. Values end
+up in files that a shell reads at boot, so whatever is not plainly allowed is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+DEFAULTS = "salt://ramboot/defaults.yaml"
+
+# No quotes, backslash, dollar, blanks or line ends: what is left is safe in a key=value line.
+_GLOB = re.compile(r"/[A-Za-z0-9/._+@:,=~%^!*?\[\]-]+")
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What happens at boot; timeout in seconds, 0 waits for ever."""
+
+    mode: str
+    backend: str
+    default: str
+    timeout_s: int
+    disk: str
+
+
+@dataclass(frozen=True)
+class Zram:
+    """The compressed RAM root; size in MiB or `auto`."""
+
+    algorithm: str
+    size_mib: int | str
+
+
+@dataclass(frozen=True)
+class Tmpfs:
+    """The tmpfs root; size in MiB or `auto`."""
+
+    size_mib: int | str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """RAM in MiB that stays free of the root: for dom0 itself, and for what the session writes."""
+
+    reserve_mib: int
+    headroom_mib: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What stays behind on the disk, and the seconds that a copy may take."""
+
+    exclude: tuple[str, ...]
+    timeout_s: int
+
+
+@dataclass(frozen=True)
+class Grub:
+    """Menu entries, and dom0's maximum in MiB (or `keep`)."""
+
+    entries: tuple[str, ...]
+    dom0_mem_max_mib: int | str
+    dom0_mem_scope: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole pillar. Whoever holds one need not check again."""
+
+    boot: Boot
+    zram: Zram
+    tmpfs: Tmpfs
+    memory: Memory
+    copy: Copy
+    grub: Grub
+    swap: str
+
+
+_SECTIONS = {
+    "boot": Boot,
+    "zram": Zram,
+    "tmpfs": Tmpfs,
+    "memory": Memory,
+    "copy": Copy,
+    "grub": Grub,
+}
+
+
+def defaults() -> dict[str, Any]:
+    """Return the whole of `ramboot/defaults.yaml`: `ramboot`, `allowed`, `paths` and the rest.
+
+    Raises CommandExecutionError when the formula's files are not in env `base`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.defaults
+    """
+    # The file server, not __file__: synced modules live in Salt's cache, away from the formula.
+    cached = __salt__["cp.cache_file"](DEFAULTS, saltenv="base")
+    if not cached:
+        raise CommandExecutionError(f"{DEFAULTS} is not in file_roots of env base")
+    with open(cached, encoding="utf-8") as handle:
+        return yaml.safe_load(handle)
+
+
+def paths() -> dict[str, Any]:
+    """Return `paths` of `ramboot/defaults.yaml`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.paths
+    """
+    return defaults()["paths"]
+
+
+def faults(pillar: dict[str, Any] | None = None) -> list[str]:
+    """Return everything that is wrong with the pillar, a sentence each; empty when it is good.
+
+    pillar
+        The value of the key `ramboot`. Default: the minion's.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.faults
+    """
+    return _parse(pillar)[1]
+
+
+def load(pillar: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the settings: the pillar over the defaults, every key present, every value checked.
+
+    Words are str, sizes and times int (or the word that stands for one), lists are lists of str.
+    Raises SaltInvocationError with all faults when there is one.
+
+    pillar
+        The value of the key `ramboot`. Default: the minion's.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.load
+    """
+    settings, found = _parse(pillar)
+    if settings is None:
+        raise SaltInvocationError("\n".join(found))
+    plain = asdict(settings)
+    plain["copy"]["exclude"] = list(settings.copy.exclude)
+    plain["grub"]["entries"] = list(settings.grub.entries)
+    return plain
+
+
+def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
+    """Check each key on its own, so that one run tells all."""
+    known = defaults()
+    if pillar is None:
+        pillar = __pillar__.get("ramboot")
+    found: list[str] = []
+    given = _mapping("ramboot", pillar, known["allowed"], found)
+    values: dict[str, Any] = {}
+    for section, allowed in known["allowed"].items():
+        where = f"ramboot:{section}"
+        if section not in _SECTIONS:
+            value = given.get(section, known["ramboot"][section])
+            values[section] = _check(where, value, allowed, known, found)
+            continue
+        inside = _mapping(where, given.get(section), allowed, found)
+        checked = {
+            key: _check(
+                f"{where}:{key}",
+                inside.get(key, known["ramboot"][section][key]),
+                rule,
+                known,
+                found,
+            )
+            for key, rule in allowed.items()
+        }
+        values[section] = _SECTIONS[section](**checked)
+    return (None if found else Settings(**values)), found
+
+
+def _mapping(where: str, given: Any, allowed: dict[str, Any], found: list[str]) -> dict[str, Any]:
+    """The keys given at `where`; unknown ones are named with the nearest known one."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        found.append(
+            f"{where}: {_show(given)} is not allowed; allowed: a mapping of {', '.join(allowed)}"
+        )
+        return {}
+    for key in given:
+        if key in allowed:
+            continue
+        near = difflib.get_close_matches(str(key), allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        name = key if isinstance(key, str) and key.isprintable() else repr(key)
+        found.append(f"{where}:{name} is not a known key; {hint}known: {', '.join(allowed)}")
+    return given
+
+
+def _check(where: str, value: Any, rule: dict[str, Any], known: dict, found: list[str]) -> Any:
+    """The value in its normal form; a sentence in `found` when it is not allowed."""
+    kind = rule["kind"]
+    if kind == "globs":
+        return _globs(where, value, known["exclude"], found)
+    if kind == "choices":
+        return _choices(where, value, rule, found)
+    value = _word(value, rule.get("of", []))
+    if kind == "choice":
+        good, wanted = _is_one_of(value, rule["of"]), _one_of(rule["of"])
+    else:
+        good, wanted = _is_whole(value, rule), _whole(rule)
+    if _is_one_of(value, rule.get("later", [])):
+        found.append(f"{where}: {_show(value)} is not available in this version; allowed: {wanted}")
+    elif not good:
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
+    return value
+
+
+def _word(value: Any, words: list[str]) -> Any:
+    """Undo what YAML 1.1 makes of a bare off, no or yes where such a word is allowed."""
+    if value is False:
+        return next((word for word in ("off", "n") if word in words), value)
+    if value is True:
+        return next((word for word in ("y",) if word in words), value)
+    return value
+
+
+def _is_one_of(value: Any, words: list[str]) -> bool:
+    return isinstance(value, str) and value in words
+
+
+def _is_whole(value: Any, rule: dict[str, Any]) -> bool:
+    if _is_one_of(value, rule.get("or", [])):
+        return True
+    # True is an int for Python, not for a reader of the pillar.
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return rule["min"] <= value <= rule["max"]
+
+
+def _one_of(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _whole(rule: dict[str, Any]) -> str:
+    number = f"a whole number of {rule['unit']} from {rule['min']} to {rule['max']}"
+    return _one_of([*rule.get("or", []), number])
+
+
+def _choices(where: str, value: Any, rule: dict[str, Any], found: list[str]) -> tuple[str, ...]:
+    wanted = f"a list of any of {', '.join(rule['of'])}, each once"
+    if not isinstance(value, list):
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
+        return ()
+    for item in value:
+        if _is_one_of(item, rule.get("later", [])):
+            found.append(
+                f"{where}: {_show(item)} is not available in this version; allowed: {wanted}"
+            )
+        elif not _is_one_of(item, rule["of"]):
+            found.append(f"{where}: {_show(item)} is not allowed; allowed: {wanted}")
+        elif value.count(item) > 1 and f"{where}: {_show(item)} is listed twice" not in found:
+            found.append(f"{where}: {_show(item)} is listed twice")
+    return tuple(item for item in value if isinstance(item, str))
+
+
+def _globs(where: str, value: Any, rule: dict[str, Any], found: list[str]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        found.append(
+            f"{where}: {_show(value)} is not allowed; allowed: a list of absolute patterns"
+            " such as /var/tmp/*"
+        )
+        return ()
+    if len(value) > rule["max_patterns"]:
+        found.append(
+            f"{where}: {len(value)} patterns are not allowed; allowed: {rule['max_patterns']}"
+        )
+    for item in value:
+        wanted = _glob_fault(item, rule)
+        if wanted:
+            found.append(f"{where}: {_show(item)} is not allowed; {wanted}")
+    return tuple(item for item in value if isinstance(item, str))
+
+
+def _glob_fault(item: Any, rule: dict[str, Any]) -> str | None:
+    """Why the pattern may not be used; None when it may."""
+    if not isinstance(item, str) or len(item) > rule["max_length"] or not _GLOB.fullmatch(item):
+        return (
+            "allowed: an absolute path or pattern of at most"
+            f" {rule['max_length']} letters, digits and / . _ + @ : , = ~ % ^ ! * ? [ ] -"
+        )
+    parts = item[1:].split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        return "allowed: a path without empty parts, '.' and '..'"
+    if any(part.count("[") != part.count("]") for part in parts):
+        return "allowed: a pattern whose brackets are closed"
+    if re.search(r"[*?\[]", parts[0]):
+        return "allowed: a pattern whose first directory is written out"
+    for needed in rule["needed"]:
+        if _meets(parts, needed[1:].split("/")):
+            return f"a session does not start without {needed}"
+    for partly in rule["partly"]:
+        whole = partly[1:].split("/")
+        if _meets(parts, whole) and len(parts) <= len(whole):
+            return f"a session needs part of {partly}: name what is to stay behind"
+        if _meets(parts, whole) and len(parts) == len(whole) + 1 and set(parts[-1]) <= {"*", "?"}:
+            return f"a session needs part of {partly}: name what is to stay behind"
+    return None
+
+
+def _meets(pattern: list[str], path: list[str]) -> bool:
+    """Whether the pattern can match the path, something above it or something below it."""
+    # zip: the shorter one decides, which is what "above" and "below" mean here
+    return all(fnmatch.fnmatchcase(part, glob) for glob, part in zip(pattern, path, strict=False))
+
+
+def _show(value: Any) -> str:
+    """The value as the user may have typed it, on one line and not too long."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Swap of the persistent system: what is configured, what is active, all of it off, all of it back.
+
+Off leaves three traces, each reversible to the byte: a mark before each swap line of fstab, a mask
+for each .swap unit, and a record of the units masked and of what was active. The record is written
+before the first change, so that an interrupted run can be undone as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+_MASK = "/dev/null"
+
+
+# Questions
+
+
+def active() -> list[dict[str, Any]]:
+    """Return the kernel's list of swaps: `name`, `type`, `size_bytes`, `used_bytes` of each.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_swap.active
+    """
+    lines = Path(_paths()["proc_swaps"]).read_text(encoding="utf-8").splitlines()
+    found = []
+    for line in lines[1:]:
+        name, kind, size_kib, used_kib, _priority = line.rsplit(maxsplit=4)
+        found.append(
+            {
+                "name": _unescape(name),
+                "type": kind,
+                "size_bytes": int(size_kib) * 1024,
+                "used_bytes": int(used_kib) * 1024,
+            }
+        )
+    return found
+
+
+def configured() -> list[dict[str, str]]:
+    """Return what brings swap at the next persistent boot: `kind`, `where`, `what` of each.
+
+    Kinds: `fstab` (what: the line's device), `unit` (what: its What=), `zram-generator` (where: the
+    file that counts).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_swap.configured
+    """
+    paths = _paths()
+    found = [
+        {"kind": "fstab", "where": paths["fstab"], "what": _unescape(line.split()[0])}
+        for line in _fstab_swaps()
+    ]
+    found += [{"kind": "unit", "where": path, "what": _what(path)} for path in _units().values()]
+    for path in [paths["zram_generator_conf"], *paths["zram_generator_defaults"]]:
+        with contextlib.suppress(FileNotFoundError):
+            text = Path(path).read_text(encoding="utf-8")
+            if re.search(r"^\s*\[zram\d+\]", text, re.MULTILINE):
+                found.append({"kind": "zram-generator", "where": path, "what": "zram"})
+            break
+    return found
+
+
+def pending() -> dict[str, list[str]]:
+    """Return what `switch_off` would do: lines of `fstab`, paths of `units`, names in `active`.
+
+    All three empty: swap is off.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_swap.pending
+    """
+    return {
+        "fstab": _fstab_swaps(),
+        "units": list(_units().values()),
+        "active": [swap["name"] for swap in active()],
+    }
+
+
+def recorded() -> dict[str, list[str]]:
+    """Return what `switch_on` would undo.
+
+    Keys: marked lines of `fstab`, masked `units`, devices that would be switched on again in
+    `active`, the path of our `record` (a list, empty without one), and in `changed` a sentence for
+    each thing that is not as ramboot left it and will stay as it is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_swap.recorded
+    """
+    paths, mark, record = _paths(), _mark(), _record()
+    lines = _fstab_lines()
+    ours = [line[len(mark) :] for line in lines if line.startswith(mark)]
+    changed = [
+        f"{paths['fstab']}: the line {line!r} is neither as it was nor as ramboot left it"
+        for line in record["fstab"]
+        if line not in ours and line not in lines
+    ]
+    units = []
+    for unit, moved in record["units"].items():
+        path = os.path.join(paths["units_own"], unit)
+        kept = bool(moved) and os.path.lexists(moved)
+        if (_masked(path) and kept == bool(moved)) or (kept and not os.path.lexists(path)):
+            units.append(path)
+        elif kept:
+            changed.append(f"{path} is not the mask that ramboot put there; its own is {moved}")
+        elif os.path.lexists(path) and (_masked(path) or not moved):
+            changed.append(f"{path} is not what ramboot put there")
+    again = _to_switch_on(ours) if record["active"] else []
+    kept_record = [path for path in [paths["swap_record"]] if os.path.exists(path)]
+    return {
+        "fstab": ours,
+        "units": units,
+        "active": again,
+        "record": kept_record,
+        "changed": changed,
+    }
+
+
+# Actions
+
+
+def switch_off() -> dict[str, list[str]]:
+    """Mark swap lines in fstab, mask swap units, switch active swaps off; return what was done.
+
+    Raises CommandExecutionError when a swap cannot be switched off; what was done until then is
+    recorded and in the message.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_swap.switch_off
+    """
+    todo, paths, record = pending(), _paths(), _record()
+    if not any(todo.values()):
+        return todo
+    record["fstab"] += [line for line in todo["fstab"] if line not in record["fstab"]]
+    record["active"] += [name for name in todo["active"] if name not in record["active"]]
+    for path in todo["units"]:
+        unit = os.path.basename(path)
+        own = os.path.dirname(path) == paths["units_own"]
+        # setdefault: after an interrupted run the first entry still says where the file is
+        record["units"].setdefault(unit, os.path.join(paths["swap_units"], unit) if own else "")
+    _write_record(record)
+    if todo["fstab"]:
+        mark = _mark()
+        swaps = set(todo["fstab"])
+        _write_fstab([mark + line if line in swaps else line for line in _fstab_lines()])
+    for path in todo["units"]:
+        _mask(path)
+    if todo["fstab"] or todo["units"]:
+        _run(["systemctl", "daemon-reload"])
+    for swap in active():
+        try:
+            _run(["swapoff", swap["name"]])
+        except CommandExecutionError as err:
+            done = [*todo["fstab"], *todo["units"]]
+            raise CommandExecutionError(
+                f"{swap['name']} is still on ({err}); it is off from the next boot."
+                f" Done until then: {', '.join(line.strip() for line in done) or 'nothing'}"
+            ) from err
+    return todo
+
+
+def switch_on() -> dict[str, list[str]]:
+    """Undo `switch_off`, remove the record and return what was undone, as `recorded` does.
+
+    Swaps of fstab are switched on again if some were on before. One that does not come on is named
+    in `changed`: the next boot brings it, as it does those of units and of zram-generator.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_swap.switch_on
+    """
+    todo, mark, record = recorded(), _mark(), _record()
+    if todo["fstab"]:
+        lines = [line.removeprefix(mark) for line in _fstab_lines()]
+        _write_fstab(lines)
+    for path in todo["units"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        moved = record["units"][os.path.basename(path)]
+        if moved:
+            _rename(moved, path)
+    if todo["fstab"] or todo["units"]:
+        _run(["systemctl", "daemon-reload"])
+    for name in todo["active"]:
+        try:
+            _run(["swapon", name])
+        except CommandExecutionError as err:
+            todo["changed"].append(f"{name} is not on yet, the next boot brings it: {err}")
+    _forget_record()
+    return todo
+
+
+# fstab
+
+
+def _fstab_lines() -> list[str]:
+    """All lines with their ends; bytes that are no UTF-8 survive the round trip."""
+    try:
+        data = Path(_paths()["fstab"]).read_bytes()
+    except FileNotFoundError:
+        return []
+    # not splitlines: it knows more line ends than fstab does
+    return re.findall(r"[^\n]*\n|[^\n]+", data.decode("utf-8", "surrogateescape"))
+
+
+def _fstab_swaps() -> list[str]:
+    """The lines whose type is swap; by the field, since the device is written in many ways."""
+    return [
+        line
+        for line in _fstab_lines()
+        if not line.lstrip().startswith("#") and (line.split() + [""] * 3)[2] == "swap"
+    ]
+
+
+def _write_fstab(lines: list[str]) -> None:
+    # a link stays a link
+    path = os.path.realpath(_paths()["fstab"])
+    _write(path, "".join(lines).encode("utf-8", "surrogateescape"), os.stat(path))
+
+
+def _to_switch_on(lines: list[str]) -> list[str]:
+    """The devices of these swap lines that are there, off, and not noauto."""
+    on = {os.path.realpath(swap["name"]) for swap in active()}
+    found = []
+    for line in lines:
+        fields = line.split()
+        device = _device(_unescape(fields[0]))
+        if "noauto" in (fields[3:4] or [""])[0].split(","):
+            continue
+        if os.path.exists(device) and os.path.realpath(device) not in on:
+            found.append(device)
+    return found
+
+
+def _device(spec: str) -> str:
+    """The path behind UUID=, LABEL= and the like."""
+    tag, _, value = spec.partition("=")
+    if tag in ("UUID", "LABEL", "PARTUUID", "PARTLABEL"):
+        folder = os.path.join(_paths()["disks"], f"by-{tag.lower()}")
+        return os.path.join(folder, value.strip('"'))
+    return spec
+
+
+# Units
+
+
+def _units() -> dict[str, str]:
+    """The swap units that count, name to path: not masked, the first folder wins."""
+    found: dict[str, str] = {}
+    for folder in _paths()["units"]:
+        for path in sorted(Path(folder).glob("*.swap")):
+            found.setdefault(path.name, str(path))
+    return {name: path for name, path in found.items() if not _masked(path)}
+
+
+def _masked(path: str) -> bool:
+    return os.path.islink(path) and os.readlink(path) == _MASK
+
+
+def _what(path: str) -> str:
+    with contextlib.suppress(OSError):
+        match = re.search(
+            r"^\s*What\s*=\s*(.+?)\s*$", Path(path).read_text("utf-8", "replace"), re.MULTILINE
+        )
+        return match.group(1) if match else ""
+    return ""
+
+
+def _mask(path: str) -> None:
+    """Mask one unit. systemctl refuses where the administrator's own file is: that one moves."""
+    paths, unit = _paths(), os.path.basename(path)
+    own = os.path.join(paths["units_own"], unit)
+    if path == own:
+        _rename(path, os.path.join(paths["swap_units"], unit))
+    os.makedirs(os.path.dirname(own), exist_ok=True)
+    os.symlink(_MASK, own)
+
+
+def _rename(source: str, target: str) -> None:
+    """Move a file, also between file systems, so that it is never half there."""
+    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+    else:
+        _write(target, Path(source).read_bytes(), os.stat(source))
+    os.unlink(source)
+
+
+# The record
+
+
+def _record() -> dict[str, Any]:
+    """`fstab`: lines marked; `units`: name to where the file was moved, or ''; `active`: names."""
+    path = _paths()["swap_record"]
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except FileNotFoundError:
+        return {"fstab": [], "units": {}, "active": []}
+    except ValueError as err:
+        raise CommandExecutionError(f"{path} is damaged: {err}") from err
+
+
+def _write_record(record: dict[str, Any]) -> None:
+    path = _paths()["swap_record"]
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    _write(path, json.dumps(record, indent=1).encode(), None)
+
+
+def _forget_record() -> None:
+    paths = _paths()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(paths["swap_record"])
+    # other parts may keep theirs here
+    for folder in (paths["swap_units"], os.path.dirname(paths["swap_record"])):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+# Seams
+
+
+def _paths() -> dict[str, Any]:
+    return __salt__["ramboot_config.paths"]()
+
+
+def _mark() -> str:
+    return __salt__["ramboot_config.defaults"]()["swap"]["mark"]
+
+
+def _unescape(name: str) -> str:
+    r"""Undo the octal escapes of /proc and fstab (\040 is a blank)."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), name)
+
+
+def _run(command: list[str]) -> None:
+    result = __salt__["cmd.run_all"](command, python_shell=False)
+    if result["retcode"] != 0:
+        raise CommandExecutionError(
+            f"{' '.join(command)}: exit {result['retcode']}: {result['stderr']}"
+        )
+
+
+def _write(path: str, data: bytes, like: os.stat_result | None) -> None:
+    """Write beside and rename, with the mode and owner of `like`; without it 0600 of ours."""
+    folder = os.path.dirname(path)
+    handle, beside = tempfile.mkstemp(dir=folder, prefix=".ramboot-")
+    try:
+        with os.fdopen(handle, "wb") as target:
+            target.write(data)
+            if like is not None:
+                os.fchown(target.fileno(), like.st_uid, like.st_gid)
+                os.fchmod(target.fileno(), like.st_mode & 0o7777)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks that stop a run before its first change. The same with and without `test=True`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def passed(name: str) -> dict[str, Any]:
+    """Fail with every reason why the formula cannot be applied; never change anything.
+
+    name
+        Any text; shown in the output.
+    """
+    return _verdict(name, __salt__["ramboot_preflight.faults"](), "nothing stands in the way")
+
+
+def on_disk(name: str) -> dict[str, Any]:
+    """Fail inside a RAM session, where an undo would reach /boot only; never change anything.
+
+    name
+        Any text; shown in the output.
+    """
+    fault = __salt__["ramboot_preflight.session_fault"]()
+    return _verdict(name, [fault] if fault else [], "/ is the disk's root")
+
+
+def _verdict(name: str, faults: list[str], good: str) -> dict[str, Any]:
+    comment = good if not faults else "\n".join(["nothing was changed:", *faults])
+    return {"name": name, "result": not faults, "changes": {}, "comment": comment}

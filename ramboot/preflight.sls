@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Checks only: pillar, synced modules, tools, layout of the root. Everything else requires it.
+#   qubesctl state.apply ramboot.preflight
+
+{%- set needed = ['ramboot_preflight.faults', 'ramboot_config.load', 'ramboot_swap.active'] %}
+{%- set unknown = needed | reject('in', salt) | list %}
+
+{%- if unknown %}
+ramboot-preflight-modules:
+  test.fail_without_changes:
+    - name: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`
+    - comment: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`
+{%- else %}
+ramboot-preflight:
+  ramboot_preflight.passed:
+    - name: this system can be given RAM sessions
+{%- endif %}
