@@ -5,8 +5,8 @@ What is allowed stands in `ramboot/defaults.yaml`; this module only knows how to
 up in files that a shell reads at boot, so whatever is not plainly allowed is refused.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: dataclass would look the module up in sys.modules, where
+# Salt's loader does not put it before it has run.
 import difflib
 import fnmatch
 import re

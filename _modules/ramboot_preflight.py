@@ -79,8 +79,8 @@ def root_layout() -> dict[str, Any]:
     """Return what / is made of.
 
     Keys: `source`, `fstype`, `fsroot` (the subvolume of btrfs, else `/`), `uuid`, `kind`
-    (partition, lvm, lvm-thin), `luks` (bool), `unknown` (what makes it a layout of its own kind, or None),
-    `mounts` (all mounts: target, source, fstype, fsroot, uuid).
+    (partition, lvm, lvm-thin), `luks` (bool), `unknown` (what makes it a layout of its own kind, or
+    None), `mounts` (all mounts: target, source, fstype, fsroot, uuid).
     Raises CommandExecutionError when findmnt or lsblk fails.
 
     CLI Example:

@@ -26,7 +26,11 @@ FIXTURES = REPO / "tests" / "fixtures"
 
 
 def load_module(path, *, salt=None, opts=None, states=None, grains=None, pillar=None, context=None):
-    """Import REPO/path under its own name with Salt's dunders set."""
+    """Import REPO/path under its own name with Salt's dunders set.
+
+    Not in sys.modules while it runs, as in Salt's loader: a dataclass then cannot be combined with
+    `from __future__ import annotations`.
+    """
     path = REPO / path
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
