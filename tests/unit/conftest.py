@@ -97,7 +97,7 @@ class World:
         defaults = yaml.safe_load(source.read_text())
         defaults["paths"] = moved_below(defaults["paths"], self.root)
         target = self.cache / "defaults.yaml"
-        target.write_text(yaml.safe_dump(defaults))
+        target.write_text(yaml.safe_dump(defaults, sort_keys=False))
         return str(target)
 
     @property
