@@ -16,6 +16,9 @@ from typing import Any
 import yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
+# libyaml's where it is built in: the file is read many times in a run
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 DEFAULTS = "salt://ramboot/defaults.yaml"
 
 # No quotes, backslash, dollar, blanks or line ends: what is left is safe in a key=value line.
@@ -112,7 +115,7 @@ def defaults() -> dict[str, Any]:
     if not cached:
         raise CommandExecutionError(f"{DEFAULTS} is not in file_roots of env base")
     with open(cached, encoding="utf-8") as handle:
-        return yaml.safe_load(handle)
+        return yaml.load(handle, Loader=_YAML)
 
 
 def paths() -> dict[str, Any]:

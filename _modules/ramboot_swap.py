@@ -205,10 +205,11 @@ def switch_on() -> dict[str, list[str]]:
             _rename(moved, path)
     if todo["fstab"] or todo["units"]:
         _run(["systemctl", "daemon-reload"])
-    for name in todo["active"]:
+    for name in list(todo["active"]):
         try:
             _run(["swapon", name])
         except CommandExecutionError as err:
+            todo["active"].remove(name)
             todo["changed"].append(f"{name} is not on yet, the next boot brings it: {err}")
     _forget_record()
     return todo

@@ -55,6 +55,7 @@ def restored(name: str) -> dict[str, Any]:
     left = _changes({key: after[key] for key in ("fstab", "units", "record")}, off=False)
     if left:
         return _result(name, False, _without(changes, left), f"swap is not restored: {left}")
+    changes = _changes(done, off=False)
     return _result(name, True, changes, _sentences("swap has been restored", done["changed"]))
 
 

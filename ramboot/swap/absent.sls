@@ -13,3 +13,9 @@ ramboot-swap-absent:
     - name: swap of the persistent system
     - require:
       - ramboot: ramboot-swap-zram-generator-absent
+
+ramboot-swap-record-closed:
+  ramboot.record_closed:
+    - name: the record of originals
+    - require:
+      - ramboot_swap: ramboot-swap-absent

@@ -94,10 +94,11 @@ class World:
             return False
         if path != "salt://ramboot/defaults.yaml":
             return str(source)
-        defaults = yaml.safe_load(source.read_text())
-        defaults["paths"] = moved_below(defaults["paths"], self.root)
         target = self.cache / "defaults.yaml"
-        target.write_text(yaml.safe_dump(defaults, sort_keys=False))
+        if not target.exists():
+            defaults = yaml.safe_load(source.read_text())
+            defaults["paths"] = moved_below(defaults["paths"], self.root)
+            target.write_text(yaml.safe_dump(defaults, sort_keys=False))
         return str(target)
 
     @property

@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Swap policy `off` and back: fstab, units, active swaps, on a fake system."""
+
+import json
+import os
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+QUBES = (
+    "/dev/mapper/qubes_dom0-swap none                    swap    "
+    "defaults,x-systemd.device-timeout=0 0 0\n"
+)
+FSTAB = (
+    "# by hand: none swap\n"
+    "/dev/mapper/qubes_dom0-root /                       ext4    defaults 1 1\n"
+    + QUBES
+    + "#/dev/old none swap sw 0 0\n"
+    + "/srv/swap file\t/mnt/swap\text4 defaults 0 0\n"
+    + "  UUID=5eed\tnone\tswap\tsw,noauto\t0\t0"
+)
+UNIT = "[Swap]\nWhat=/var/swapfile\n"
+NAME = "swap of the persistent system"
+
+
+class System:
+    """The commands that the module runs, and what they do to /proc/swaps."""
+
+    def __init__(self, world):
+        self.world = world
+        self.ran = []
+        self.fails = {}
+        self.swaps = []
+        self.write()
+
+    def write(self):
+        lines = [f"{name}\tpartition\t2097148\t\t512\t\t-2\n" for name in self.swaps]
+        self.world.write("/proc/swaps", HEAD + "".join(lines))
+
+    def on(self, *names):
+        self.swaps += names
+        self.write()
+
+    def run_all(self, cmd, python_shell=None):
+        assert python_shell is False
+        self.ran.append(" ".join(cmd))
+        if cmd[0] in self.fails:
+            return {"retcode": 255, "stdout": "", "stderr": self.fails[cmd[0]]}
+        if cmd[0] == "swapoff":
+            self.swaps.remove(cmd[1])
+        elif cmd[0] == "swapon":
+            self.swaps.append(cmd[1])
+        else:
+            assert cmd == ["systemctl", "daemon-reload"]
+        self.write()
+        return {"retcode": 0, "stdout": "", "stderr": ""}
+
+
+@pytest.fixture
+def system(world):
+    system = System(world)
+    world.salt["cmd.run_all"] = system.run_all
+    world.module("ramboot_config")
+    return system
+
+
+@pytest.fixture
+def swap(world, system):
+    return world.module("ramboot_swap")
+
+
+@pytest.fixture
+def state(world, swap):
+    return world.state("ramboot_swap")
+
+
+@pytest.fixture
+def dom0(world, system):
+    """Swap in every form: fstab, an own and a packaged unit, both active."""
+    world.write("/etc/fstab", FSTAB, 0o640)
+    world.write("/etc/systemd/system/own.swap", UNIT, 0o600)
+    world.write("/usr/lib/systemd/system/packaged.swap", "[Swap]\nWhat=/dev/sdz9\n")
+    system.on("/dev/dm-1", "/var/swapfile")
+    return world
+
+
+def tree(world):
+    """Every file below the root but /proc: mode and bytes, or what a link says."""
+    found = {}
+    for folder, _folders, names in os.walk(world.root):
+        for name in names:
+            path = os.path.join(folder, name)
+            key = path.removeprefix(str(world.root))
+            if key.startswith("/proc/"):
+                continue
+            if os.path.islink(path):
+                found[key] = os.readlink(path)
+            else:
+                with open(path, "rb") as handle:
+                    found[key] = (oct(os.stat(path).st_mode & 0o7777), handle.read())
+    return found
+
+
+def text(world, path):
+    return (world.root / path.lstrip("/")).read_text()
+
+
+# Questions
+
+
+def test_active_swaps_in_bytes(swap, world):
+    world.write("/proc/swaps", HEAD + "/srv/a\\040b file\t\t2097148\t\t512\t\t-2\n")
+    assert swap.active() == [
+        {"name": "/srv/a b", "type": "file", "size_bytes": 2147479552, "used_bytes": 524288}
+    ]
+
+
+def test_no_active_swap(swap):
+    assert swap.active() == []
+
+
+def test_configured_names_every_source(swap, dom0):
+    dom0.write("/usr/lib/systemd/zram-generator.conf", "[zram0]\nzram-size = ram\n")
+    root = dom0.root
+    assert swap.configured() == [
+        {"kind": "fstab", "where": f"{root}/etc/fstab", "what": "/dev/mapper/qubes_dom0-swap"},
+        {"kind": "fstab", "where": f"{root}/etc/fstab", "what": "UUID=5eed"},
+        {
+            "kind": "unit",
+            "where": f"{root}/etc/systemd/system/own.swap",
+            "what": "/var/swapfile",
+        },
+        {
+            "kind": "unit",
+            "where": f"{root}/usr/lib/systemd/system/packaged.swap",
+            "what": "/dev/sdz9",
+        },
+        {
+            "kind": "zram-generator",
+            "where": f"{root}/usr/lib/systemd/zram-generator.conf",
+            "what": "zram",
+        },
+    ]
+
+
+def test_an_empty_zram_generator_conf_hides_the_packaged_one(swap, world):
+    world.write("/usr/lib/systemd/zram-generator.conf", "[zram0]\n")
+    world.write("/etc/systemd/zram-generator.conf", "# none\n")
+    assert swap.configured() == []
+
+
+def test_a_system_without_fstab_and_units_has_no_swap(swap):
+    assert swap.configured() == []
+    assert swap.pending() == {"fstab": [], "units": [], "active": []}
+
+
+# Off
+
+
+def expected_changes(world):
+    line = QUBES.strip()
+    second = "UUID=5eed\tnone\tswap\tsw,noauto\t0\t0"
+    return {
+        f"fstab: {line}": {"old": line, "new": f"#ramboot: {line}"},
+        f"fstab: {second}": {"old": second, "new": f"#ramboot: {second}"},
+        f"{world.root}/etc/systemd/system/own.swap": {"old": "not masked", "new": "masked"},
+        f"{world.root}/usr/lib/systemd/system/packaged.swap": {
+            "old": "not masked",
+            "new": "masked",
+        },
+        "/dev/dm-1": {"old": "on", "new": "off"},
+        "/var/swapfile": {"old": "on", "new": "off"},
+    }
+
+
+def test_off_lists_the_same_changes_in_both_modes(state, dom0, system, test_mode):
+    before = tree(dom0)
+    assert state.off(NAME) == {
+        "name": NAME,
+        "result": None if test_mode else True,
+        "changes": expected_changes(dom0),
+        "comment": "swap would be switched off" if test_mode else "swap has been switched off",
+    }
+    if test_mode:
+        assert tree(dom0) == before
+        assert system.ran == []
+
+
+def test_off_marks_fstab_masks_units_and_switches_off(state, dom0, system):
+    state.off(NAME)
+
+    assert text(dom0, "/etc/fstab") == FSTAB.replace(QUBES, f"#ramboot: {QUBES}").replace(
+        "  UUID", "#ramboot:   UUID"
+    )
+    assert (dom0.root / "etc/fstab").stat().st_mode & 0o777 == 0o640
+    units = dom0.root / "etc/systemd/system"
+    assert os.readlink(units / "own.swap") == "/dev/null"
+    assert os.readlink(units / "packaged.swap") == "/dev/null"
+    assert text(dom0, "/usr/lib/systemd/system/packaged.swap") == "[Swap]\nWhat=/dev/sdz9\n"
+    assert system.ran == [
+        "systemctl daemon-reload",
+        "swapoff /dev/dm-1",
+        "swapoff /var/swapfile",
+    ]
+
+
+def test_a_second_off_changes_nothing(state, dom0, system):
+    state.off(NAME)
+    before, ran = tree(dom0), list(system.ran)
+    assert state.off(NAME) == {
+        "name": NAME,
+        "result": True,
+        "changes": {},
+        "comment": "swap is off",
+    }
+    assert (tree(dom0), system.ran) == (before, ran)
+
+
+def test_off_leaves_a_mask_of_the_users_alone(state, world, system):
+    world.write("/usr/lib/systemd/system/a.swap", UNIT)
+    folder = world.root / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    (folder / "a.swap").symlink_to("/dev/null")
+    before = tree(world)
+
+    assert state.off(NAME)["changes"] == {}
+    assert state.restored(NAME)["changes"] == {}
+    assert tree(world) == before
+
+
+def test_off_writes_through_a_link_to_fstab(state, world):
+    target = world.write("/srv/fstab", QUBES)
+    (world.root / "etc").mkdir()
+    (world.root / "etc/fstab").symlink_to(target)
+    state.off(NAME)
+    assert (world.root / "etc/fstab").is_symlink()
+    assert target.read_text() == f"#ramboot: {QUBES}"
+
+
+def test_a_swap_that_stays_on_is_a_failure_that_tells_what_was_done(state, dom0, system):
+    system.fails["swapoff"] = "Cannot allocate memory"
+    ret = state.off(NAME)
+
+    changes = expected_changes(dom0)
+    del changes["/dev/dm-1"], changes["/var/swapfile"]
+    assert ret["result"] is False
+    assert ret["changes"] == changes
+    assert ret["comment"] == (
+        "/dev/dm-1 is still on (swapoff /dev/dm-1: exit 255: Cannot allocate memory); it is off"
+        f" from the next boot. Done until then: {QUBES.strip()}, UUID=5eed\tnone\tswap\tsw,noauto"
+        f"\t0\t0, {dom0.root}/etc/systemd/system/own.swap,"
+        f" {dom0.root}/usr/lib/systemd/system/packaged.swap"
+    )
+
+
+def test_no_error_but_still_on_is_a_failure_of_its_own(state, system, world):
+    system.on("/dev/dm-1")
+    world.salt["cmd.run_all"] = lambda cmd, python_shell: {"retcode": 0, "stderr": ""}
+    assert state.off(NAME) == {
+        "name": NAME,
+        "result": False,
+        "changes": {},
+        "comment": "swap is still there: {'/dev/dm-1': {'old': 'on', 'new': 'off'}}",
+    }
+
+
+# Back
+
+
+def test_restored_gives_back_every_byte(state, dom0):
+    before = tree(dom0)
+    state.off(NAME)
+    assert tree(dom0) != before
+    ret = state.restored(NAME)
+    assert ret["result"] is True
+    assert ret["comment"] == "swap has been restored"
+    assert tree(dom0) == before
+    assert not (dom0.root / "var/lib/ramboot").exists()
+
+
+def test_restored_keeps_bytes_that_are_no_text(state, world):
+    data = b"# caf\xe9 \x0c x\r\n" + QUBES.encode() + b"/dev/\xff none swap sw 0 0\r\n\n"
+    path = world.write("/etc/fstab", data)
+    state.off(NAME)
+    assert path.read_bytes().count(b"#ramboot: ") == 2
+    state.restored(NAME)
+    assert path.read_bytes() == data
+
+
+def test_restored_lists_the_same_changes_in_both_modes(state, dom0, system, test_mode):
+    dom0.opts["test"] = False
+    state.off(NAME)
+    dom0.opts["test"] = test_mode
+    before, ran = tree(dom0), list(system.ran)
+    ret = state.restored(NAME)
+    changes = {
+        key: {"old": value["new"], "new": value["old"]}
+        for key, value in expected_changes(dom0).items()
+        if not key.startswith(("/dev/", "/var/"))
+    }
+    units = f"{dom0.root}/etc/systemd/system"
+    changes[f"{units}/packaged.swap"] = changes.pop(
+        f"{dom0.root}/usr/lib/systemd/system/packaged.swap"
+    )
+    changes[f"{dom0.root}/var/lib/ramboot/swap.json"] = {"old": "present", "new": "absent"}
+    assert ret == {
+        "name": NAME,
+        "result": None if test_mode else True,
+        "changes": changes,
+        "comment": "swap would be restored" if test_mode else "swap has been restored",
+    }
+    if test_mode:
+        assert (tree(dom0), system.ran) == (before, ran)
+
+
+def test_restored_does_nothing_where_ramboot_never_was(state, dom0, system, test_mode):
+    before = tree(dom0)
+    assert state.restored(NAME) == {
+        "name": NAME,
+        "result": True,
+        "changes": {},
+        "comment": "swap is as ramboot found it",
+    }
+    assert (tree(dom0), system.ran) == (before, [])
+
+
+@pytest.fixture
+def device(world):
+    """A swap device that is there, in fstab and on."""
+    return str(world.write("/dev/swap"))
+
+
+def test_restored_switches_on_what_is_in_fstab_and_was_on(state, world, system, device):
+    world.write("/etc/fstab", f"{device} none swap defaults 0 0\n")
+    system.on(device)
+    state.off(NAME)
+    assert system.swaps == []
+
+    ret = state.restored(NAME)
+
+    assert ret["changes"][device] == {"old": "off", "new": "on"}
+    assert system.swaps == [device]
+
+
+def test_restored_finds_a_device_by_uuid(state, world, system):
+    device = str(world.write("/dev/disk/by-uuid/5eed"))
+    world.write("/etc/fstab", 'UUID="5eed" none swap defaults 0 0\n')
+    system.on(device)
+    state.off(NAME)
+    state.restored(NAME)
+    assert system.swaps == [device]
+
+
+@pytest.mark.parametrize("options", ["noauto", "nofail,noauto"])
+def test_restored_leaves_noauto_swaps_off(state, world, system, device, options):
+    world.write("/etc/fstab", f"{device} none swap {options} 0 0\n")
+    system.on(device)
+    state.off(NAME)
+    state.restored(NAME)
+    assert system.swaps == []
+
+
+def test_restored_leaves_swap_off_that_was_not_on(state, world, system, device):
+    world.write("/etc/fstab", f"{device} none swap defaults 0 0\n")
+    state.off(NAME)
+    state.restored(NAME)
+    assert system.swaps == []
+
+
+def test_restored_names_a_swap_that_does_not_come_on(state, world, system, device):
+    world.write("/etc/fstab", f"{device} none swap defaults 0 0\n")
+    system.on(device)
+    state.off(NAME)
+    system.fails["swapon"] = "Invalid argument"
+    ret = state.restored(NAME)
+    assert ret["result"] is True
+    assert device not in ret["changes"]
+    assert ret["comment"] == (
+        f"swap has been restored\nleft: {device} is not on yet, the next boot brings it:"
+        f" swapon {device}: exit 255: Invalid argument"
+    )
+
+
+def test_restored_leaves_and_names_what_the_user_changed(state, dom0):
+    state.off(NAME)
+    fstab = dom0.root / "etc/fstab"
+    fstab.write_text(fstab.read_text().replace(f"#ramboot: {QUBES}", "/dev/new none swap sw 0 0\n"))
+    for unit, content in (("own.swap", "[Swap]\nWhat=/a\n"), ("packaged.swap", "[Swap]\n")):
+        path = dom0.root / "etc/systemd/system" / unit
+        path.unlink()
+        path.write_text(content)
+
+    ret = state.restored(NAME)
+
+    root = dom0.root
+    assert ret["result"] is True
+    assert ret["comment"].splitlines() == [
+        "swap has been restored",
+        f"left: {root}/etc/fstab: the line {QUBES!r} is neither as it was nor as ramboot left it",
+        f"left: {root}/etc/systemd/system/own.swap is not the mask that ramboot put there; its own"
+        f" is {root}/var/lib/ramboot/swap-units/own.swap",
+        f"left: {root}/etc/systemd/system/packaged.swap is not what ramboot put there",
+    ]
+    assert fstab.read_text() == FSTAB.replace(QUBES, "/dev/new none swap sw 0 0\n")
+    assert text(dom0, "/etc/systemd/system/own.swap") == "[Swap]\nWhat=/a\n"
+    assert text(dom0, "/etc/systemd/system/packaged.swap") == "[Swap]\n"
+    assert text(dom0, "/var/lib/ramboot/swap-units/own.swap") == UNIT
+    assert state.restored(NAME)["changes"] == {}
+
+
+def test_lines_added_by_the_user_survive(state, dom0):
+    state.off(NAME)
+    fstab = dom0.root / "etc/fstab"
+    fstab.write_text(fstab.read_text() + "\n/dev/x /x ext4 defaults 0 0\n")
+    state.restored(NAME)
+    assert fstab.read_text() == FSTAB + "\n/dev/x /x ext4 defaults 0 0\n"
+
+
+@pytest.mark.parametrize("step", ["_write_fstab", "_mask", "_run", "_rename"])
+def test_an_off_that_was_cut_short_can_be_undone(swap, state, dom0, monkeypatch, step):
+    """Also when a second try completes it first."""
+    before = tree(dom0)
+
+    def cut(*_args):
+        raise KeyboardInterrupt
+
+    for tries in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(swap, step, cut)
+            with pytest.raises(KeyboardInterrupt):
+                swap.switch_off()
+        if tries:
+            assert state.off(NAME)["result"] is True
+        assert state.restored(NAME)["result"] is True
+        assert tree(dom0) == before
+
+
+def test_a_mask_without_the_moved_file_yet_is_completed_by_the_next_run(swap, state, dom0):
+    """Power cut between the move and the mask."""
+    before = tree(dom0)
+    real = os.symlink
+
+    def cut(target, path):
+        if str(path).endswith("own.swap"):
+            raise KeyboardInterrupt
+        real(target, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swap.os, "symlink", cut)
+        with pytest.raises(KeyboardInterrupt):
+            swap.switch_off()
+    # a packaged unit of that name would be seen now; it must not be moved away
+    dom0.write("/usr/lib/systemd/system/own.swap", "[Swap]\n")
+    state.off(NAME)
+    assert text(dom0, "/usr/lib/systemd/system/own.swap") == "[Swap]\n"
+    (dom0.root / "usr/lib/systemd/system/own.swap").unlink()
+    state.restored(NAME)
+    assert tree(dom0) == before
+
+
+def test_a_write_that_fails_leaves_fstab_whole(swap, dom0, monkeypatch):
+    def full(_fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(swap.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        swap._write_fstab(["x"])
+    assert text(dom0, "/etc/fstab") == FSTAB
+    assert sorted(os.listdir(dom0.root / "etc")) == ["fstab", "systemd"]
+
+
+def test_a_damaged_record_is_named(swap, dom0):
+    path = dom0.write("/var/lib/ramboot/swap.json", "{")
+    with pytest.raises(CommandExecutionError) as damaged:
+        swap.recorded()
+    assert str(damaged.value).startswith(f"{path} is damaged: ")
+
+
+def test_the_record_is_written_before_the_first_change(swap, dom0, monkeypatch):
+    monkeypatch.setattr(swap, "_write_fstab", lambda lines: seen.append(swap._record()))
+    seen = []
+    swap.switch_off()
+    assert seen == [
+        {
+            "fstab": [QUBES, "  UUID=5eed\tnone\tswap\tsw,noauto\t0\t0"],
+            "units": {
+                "own.swap": f"{dom0.root}/var/lib/ramboot/swap-units/own.swap",
+                "packaged.swap": "",
+            },
+            "active": ["/dev/dm-1", "/var/swapfile"],
+        }
+    ]
+    record = dom0.root / "var/lib/ramboot/swap.json"
+    assert record.stat().st_mode & 0o777 == 0o600
+    assert json.loads(record.read_text()) == seen[0]
