@@ -134,6 +134,7 @@ def _root(mounts: list[dict[str, Any]]) -> dict[str, Any]:
 def _layers(device: dict[str, Any]) -> tuple[list[str], str | None]:
     """The kinds of layer from the file system down to the disk, and what is strange in them."""
     layers: list[str] = []
+    name = ""
     while device:
         kind, name = device.get("type"), device.get("name", "")
         below = device.get("children", [])
@@ -163,7 +164,9 @@ def _layers(device: dict[str, Any]) -> tuple[list[str], str | None]:
         if len(below) > 1:
             return layers, f"{name}, spread over {' and '.join(item['name'] for item in below)}"
         device = below[0] if below else {}
-    return layers, None if layers and layers[-1] == "disk" else "no disk below it in lsblk's list"
+    if layers and layers[-1] == "disk":
+        return layers, None
+    return layers, f"{name or 'a device'}, below which lsblk shows no disk"
 
 
 def _common(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
