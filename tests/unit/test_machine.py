@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VM harness itself, as far as it needs no VM."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vm import build, cpio, grubcfg, phases
+from vm.console import Console, ConsoleError, Transcript, plain
+from vm.disk import Disk
+from vm.machine import CommandError, Machine
+
+GRUB_CFG = """
+set default="${saved_entry}"
+menuentry 'Qubes, with Xen hypervisor' --class xen $menuentry_id_option 'xen-gnulinux-simple-1' {
+	insmod part_msdos
+	multiboot2	/xen-4.20-amd64.gz placeholder console=com1 dom0_mem=max:4096M  ${xen_rm_opts}
+	echo	'Loading Linux ...'
+	module2	/vmlinuz-6.12 placeholder root=/dev/mapper/qubes_dom0-root ro console=hvc0
+	module2	--nounzip   /initrd.img-6.12
+}
+menuentry "Qubes in RAM (zram)" --id ramboot-zram {
+	multiboot2 /xen-4.20-amd64.gz placeholder
+	module2 /vmlinuz-6.12 placeholder ro ramboot=zram
+}
+"""
+
+
+def talk(tmp_path: Path, script: str) -> Console:
+    """A console with a shell script at its other end."""
+    process = pexpect.spawn("/bin/sh", ["-c", script], encoding="utf-8", echo=False)
+    process.delaybeforesend = None
+    return Console(process, Transcript(tmp_path / "console.log"))
+
+
+def machine_at(console: Console) -> Machine:
+    """A machine that is already on, as far as its console goes."""
+    machine = object.__new__(Machine)
+    machine.name, machine._console, machine._commands, machine._mark = (
+        "fake",
+        console,
+        0,
+        time.monotonic(),
+    )
+    machine.base = Disk(Path("none"), "luks-thin")
+    return machine
+
+
+def test_a_wait_that_ends_in_time_returns_the_match(tmp_path: Path) -> None:
+    console = talk(tmp_path, "echo one; echo two=22")
+    assert console.wait_for(r"two=(\d+)", 5, regex=True)[1] == "22"
+
+
+def test_text_is_waited_for_as_it_stands(tmp_path: Path) -> None:
+    console = talk(tmp_path, "echo 'Boot to RAM, yes'; echo 'Boot to RAM?'")
+    console.wait_for("Boot to RAM?", 5)
+    assert "yes" in console.before
+
+
+def test_a_wait_without_success_says_what_was_there_instead(tmp_path: Path) -> None:
+    console = talk(tmp_path, "seq 1 60; sleep 30")
+    with pytest.raises(ConsoleError) as error:
+        console.wait_for("never", 1)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "'never' did not appear within 1 s; the console's last 40 lines:"
+    assert lines[1:] == [f"    | {n}" for n in range(21, 61)]
+
+
+def test_a_wait_notices_that_the_machine_stopped(tmp_path: Path) -> None:
+    with pytest.raises(ConsoleError, match="'never' did not appear, the machine stopped"):
+        talk(tmp_path, "echo last words").wait_for("never", 30)
+
+
+def test_the_transcript_is_kept_in_a_file(tmp_path: Path) -> None:
+    talk(tmp_path, "echo kept").wait_for("kept", 5)
+    assert "kept" in (tmp_path / "console.log").read_text(encoding="utf-8")
+
+
+def test_escape_sequences_are_not_shown() -> None:
+    assert plain("\x1b[1;32mgreen\x1b[0m\x1b[2J\r\nnext") == "green\nnext"
+
+
+@pytest.fixture
+def shell_machine(tmp_path: Path) -> Machine:
+    """A machine whose root shell is this host's."""
+    if shutil.which("bash") is None:
+        pytest.fail("bash is needed")
+    script = "printf 'root@dom0:~# '; exec bash --norc --noediting -i"
+    machine = machine_at(talk(tmp_path, script))
+    machine.console.process.setecho(True)
+    return machine
+
+
+def test_commands_return_what_they_said(shell_machine: Machine) -> None:
+    shell_machine.shell(10)
+    assert shell_machine.succeed("echo out; echo err >&2", 10).split() == ["out", "err"]
+    assert shell_machine.succeed("true", 10) == ""
+
+
+def test_a_command_that_fails_is_an_error_with_its_code_and_words(shell_machine: Machine) -> None:
+    shell_machine.shell(10)
+    with pytest.raises(CommandError, match=r"ended with 3: \(echo why; exit 3\)\nwhy"):
+        shell_machine.succeed("(echo why; exit 3)", 10)
+    assert shell_machine.fail("(echo why; exit 3)", 10) == "why"
+    with pytest.raises(CommandError, match="should fail but succeeded"):
+        shell_machine.fail("true", 10)
+
+
+def test_a_passphrase_is_typed_at_its_prompt(tmp_path: Path) -> None:
+    script = "printf 'Please enter passphrase for disk luks: '; read -r p; echo \"got $p\""
+    machine = machine_at(talk(tmp_path, script))
+    machine.unlock(timeout_s=5)
+    machine.wait_for("got labpass", 5)
+
+
+def test_the_ram_question_is_read_and_answered(tmp_path: Path) -> None:
+    machine = machine_at(
+        talk(
+            tmp_path, "printf 'Boot to RAM? zram, needs 900 MiB [y/N] '; read -r a; echo \"got $a\""
+        )
+    )
+    assert "needs 900 MiB" in machine.at_prompt(5)
+    machine.answer("y")
+    machine.wait_for("got y", 5)
+
+
+def test_a_machine_that_is_off_says_so(tmp_path: Path) -> None:
+    machine = machine_at(talk(tmp_path, "true"))
+    machine._console = None
+    with pytest.raises(ConsoleError, match="the machine fake is switched off"):
+        machine.succeed("true")
+
+
+def test_the_menu_is_read_from_grub_cfg() -> None:
+    menu = grubcfg.entries(GRUB_CFG)
+    assert [(e.title, e.id) for e in menu] == [
+        ("Qubes, with Xen hypervisor", "xen-gnulinux-simple-1"),
+        ("Qubes in RAM (zram)", "ramboot-zram"),
+    ]
+    assert menu[0].linux_line == 3
+    assert menu[0].linux_arguments == ["root=/dev/mapper/qubes_dom0-root", "ro", "console=hvc0"]
+    assert menu[0].xen_arguments[:2] == ["console=com1", "dom0_mem=max:4096M"]
+
+
+@pytest.mark.parametrize("wanted", ["ramboot-zram", "Qubes in RAM (zram)", "in RAM"])
+def test_a_menu_entry_is_found_by_id_title_or_part_of_it(wanted: str) -> None:
+    position, entry = grubcfg.find(GRUB_CFG, wanted)
+    assert (position, entry.id) == (1, "ramboot-zram")
+
+
+def test_a_missing_menu_entry_is_an_error_that_lists_the_menu() -> None:
+    with pytest.raises(LookupError, match="no menu entry 'tmpfs'; the menu has: Qubes, with Xen"):
+        grubcfg.find(GRUB_CFG, "tmpfs")
+
+
+def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    if shutil.which("cpio") is None:
+        pytest.fail("cpio is needed")
+    (tmp_path / "file").write_bytes(b"from a file")
+    data = cpio.archive({"/var/lib/hooks/one": "#!/bin/sh\n", "var/lib/two": tmp_path / "file"})
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["cpio", "-id", "--quiet"], input=data, cwd=out, check=True)
+    assert (out / "var/lib/hooks/one").read_text(encoding="ascii") == "#!/bin/sh\n"
+    assert (out / "var/lib/hooks/one").stat().st_mode & 0o777 == 0o755
+    assert (out / "var/lib/two").read_bytes() == b"from a file"
+    assert len(data) % 512 == 0
+
+
+def test_a_fingerprint_follows_names_contents_and_modes(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_text("1", encoding="ascii")
+    first = build.fingerprint(tmp_path)
+    assert build.fingerprint(tmp_path) == first
+    file.chmod(0o755)
+    second = build.fingerprint(tmp_path)
+    file.write_text("2", encoding="ascii")
+    assert (
+        len({first, second, build.fingerprint(tmp_path), build.fingerprint(tmp_path, extra="x")})
+        == 4
+    )
+
+
+def test_phases_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "_SECONDS", {})
+    assert phases.table() == ""
+    phases.add("boot", 2.0)
+    phases.add("boot", 3.5)
+    assert phases.table().splitlines()[1].split() == ["boot", "2", "5.5", "3.5"]

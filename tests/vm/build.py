@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine's disks, each made once and kept under a hash of all that it is made from.
+
+    root      a Debian with Xen, GRUB, dracut, plymouth, LUKS, LVM and Salt, made on the host
+    base      that root installed on a disk in one of the layouts of guest/install
+    applied   base after real Salt applied the formula of the working tree in it
+
+By hand: `sudo python3 tests/vm/build.py [LAYOUT...]` makes and names the base disks, with
+`--applied` the other as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by hand
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vm import phases, toolbox
+from vm.disk import LAYOUTS, PASSPHRASE, Disk
+from vm.toolbox import GUEST
+
+SALT = "salt==3008.3"
+SUITE = "trixie"
+DEBIAN = "http://deb.debian.org/debian"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+ROOT_SIZE = "4G"  # as big as the volume that it is copied to
+DISK_SIZE = "8G"
+REPOSITORY = Path(__file__).resolve().parents[2]
+# What dom0 gets: the same set as a Salt formula's package.
+FORMULA_PARTS = ("FORMULA", "ramboot", "_modules", "_states", "pillar.example")
+
+
+def cache_dir() -> Path:
+    """Where the disks are kept: RAMBOOT_VM_CACHE, or ramboot-vm in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramboot-vm"
+    path = Path(os.environ.get("RAMBOOT_VM_CACHE") or default)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def files_below(*parts: Path) -> list[Path]:
+    """All files of the given files and directories in a fixed order, without what Python and
+    editors leave.
+    """
+    found: list[Path] = []
+    for part in parts:
+        found += [part] if part.is_file() else [p for p in part.rglob("*") if p.is_file()]
+    return sorted(
+        p for p in set(found) if "__pycache__" not in p.parts and p.suffix not in {".pyc", ".swp"}
+    )
+
+
+def fingerprint(*parts: Path, extra: str = "") -> str:
+    """A short hash over names, modes and contents."""
+    total = hashlib.sha256(extra.encode())
+    for path in files_below(*parts):
+        name = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path.name
+        total.update(
+            f"{name}\0{path.stat().st_mode & 0o111:o}\0".encode() + path.read_bytes() + b"\0"
+        )
+    return total.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _made_once(target: Path) -> Iterator[Path | None]:
+    """Yield a place to build in, to be renamed to `target`; None when it is there already. One
+    builder at a time.
+    """
+    with (target.parent / ".lock").open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            yield None
+            return
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as tmp:
+            place = Path(tmp) / "new"
+            yield place
+            place.rename(target)
+
+
+def _apt_options() -> list[str]:
+    """The host's way through a proxy, if it has one; used for this build, not kept in the root."""
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+    lines = [
+        ln
+        for ln in dump.splitlines()
+        if ln.lower().startswith(("acquire::http::proxy ", "acquire::https::proxy "))
+    ]
+    return [f"--aptopt={line}" for line in lines]
+
+
+def _mirror() -> str:
+    """The Debian mirror that the host itself uses."""
+    listing = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    uris = [
+        line.split(" ", 1)[1].strip() for line in listing.splitlines() if line.startswith("Debian ")
+    ]
+    return uris[0] if uris else DEBIAN
+
+
+def _debian(directory: Path) -> None:
+    names = [
+        ln
+        for ln in (GUEST / "packages").read_text(encoding="ascii").splitlines()
+        if ln and ln[0] != "#"
+    ]
+    subprocess.run(
+        [
+            *(
+                "mmdebstrap",
+                "--quiet",
+                "--variant=minbase",
+                f"--include={','.join(names)}",
+                f"--keyring={KEYRING}",
+            ),
+            *('--aptopt=APT::Install-Recommends "false"', *_apt_options()),
+            *(
+                f"--dpkgopt=path-exclude=/usr/share/{name}/*"
+                for name in ("man", "doc", "locale", "info")
+            ),
+            *(SUITE, str(directory), _mirror()),
+        ],
+        check=True,
+    )
+    (directory / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)
+
+
+def _salt(directory: Path) -> None:
+    """Salt from PyPI into the root's own Python; its needs are the distribution's packages."""
+    python = next(p.name for p in (directory / "usr/lib").glob("python3.*"))
+    target = directory / "usr/local/lib" / python / "dist-packages"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    with tempfile.TemporaryDirectory(prefix="ramboot-vm-") as tmp:
+        subprocess.run([*pip, "wheel", "--no-deps", SALT, "-w", tmp], check=True)
+        wheel = next(Path(tmp).glob("salt-*.whl"))
+        install = [
+            "install",
+            "--no-deps",
+            "--no-compile",
+            "--root-user-action=ignore",
+            "--target",
+            str(target),
+        ]
+        subprocess.run([*pip, *install, str(wheel)], check=True)
+    for name in ("bin", "share"):
+        shutil.rmtree(target / name, ignore_errors=True)
+
+
+def _in_chroot(directory: Path, script: Path) -> None:
+    """Run `script` in the root; the mounts end with the name space that it runs in."""
+    copy = directory / "root/provision"
+    shutil.copy(script, copy)
+    steps = (
+        'for d in proc sys dev; do mount --bind "/$d" "$1/$d"; done; '
+        'mount -t tmpfs tmpfs "$1/run"; '
+        'mkdir -p "$1/run/udev"; exec chroot "$1" /bin/sh /root/provision'
+    )
+    subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            steps,
+            "sh",
+            str(directory),
+        ],
+        check=True,
+    )
+    copy.unlink()
+
+
+def root() -> toolbox.Root:
+    """The root file system as one ext4 image, with its kernel and initramfs beside it."""
+    parts = [GUEST / name for name in ("packages", "provision", "root")]
+    target = cache_dir() / f"root-{fingerprint(*parts, extra=SALT + SUITE + ROOT_SIZE)}"
+    with _made_once(target) as place:
+        if place is not None:
+            place.mkdir()
+            tree = place / "tree"
+            with phases.phase("build: Debian packages"):
+                _debian(tree)
+            with phases.phase("build: Salt, initramfs, image"):
+                _salt(tree)
+                shutil.copytree(GUEST / "root", tree, dirs_exist_ok=True)
+                _in_chroot(tree, GUEST / "provision")
+                for name, prefix in (("kernel", "vmlinuz-"), ("initrd", "initrd.img-")):
+                    shutil.copy(next((tree / "boot").glob(prefix + "*")), place / name)
+                shutil.copy(tree / "usr/sbin/switch_root", place / "switch_root")
+                subprocess.run(
+                    [
+                        "mkfs.ext4",
+                        "-q",
+                        "-L",
+                        "root",
+                        "-d",
+                        str(tree),
+                        str(place / "root.img"),
+                        ROOT_SIZE,
+                    ],
+                    check=True,
+                )
+                shutil.rmtree(tree)
+    return toolbox.Root(
+        target / "root.img", target / "kernel", target / "initrd", target / "switch_root"
+    )
+
+
+def base(layout: str = "luks-thin") -> Disk:
+    """A disk with that root, laid out as `layout` says."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    made = root()
+    scripts = [GUEST / name for name in ("install", "lib", "toolbox-init", "toolbox-main")]
+    key = fingerprint(*scripts, extra=made.image.parent.name + DISK_SIZE)
+    target = cache_dir() / f"base-{layout}-{key}.qcow2"
+    with _made_once(target) as place:
+        if place is not None:
+            with phases.phase(f"build: base disk {layout}"):
+                subprocess.run(
+                    ["qemu-img", "create", "-q", "-f", "qcow2", str(place), DISK_SIZE], check=True
+                )
+                toolbox.run(
+                    made,
+                    "install",
+                    {"layout": layout, "disk": "/dev/vdb", "passphrase": PASSPHRASE},
+                    toolbox.drive(place, "qcow2"),
+                    target.with_suffix(".log"),
+                    timeout_s=1200,
+                )
+    return Disk(target, layout)
+
+
+def export_root(disk: Disk, image: Path) -> Path:
+    """Copy the disk's root volume, decrypted, to the raw file `image`, without a write to the
+    disk.
+    """
+    size = subprocess.run(["truncate", "-s", DISK_SIZE, str(image)], check=False)
+    size.check_returncode()
+    with phases.phase("root volume copied to the host"):
+        text = toolbox.run(
+            root(),
+            "export-root",
+            {"layout": disk.layout, "disk": "/dev/vdb", "passphrase": PASSPHRASE},
+            [*toolbox.drive(disk.path, "qcow2", snapshot=True), *toolbox.drive(image, "raw")],
+            image.with_suffix(".log"),
+            timeout_s=600,
+        )
+    length = next(line for line in text.splitlines() if line.startswith("TOOLBOX BYTES ")).split()[
+        2
+    ]
+    os.truncate(image, int(length))
+    return image
+
+
+def gunzip(packed: Path, target: Path) -> None:
+    """Unpack a .gz file."""
+    with gzip.open(packed) as source, target.open("wb") as out:
+        shutil.copyfileobj(source, out)
+
+
+def formula_payload(target: Path, pillar: str) -> Path:
+    """The formula and its configuration as a tar file, laid out from the machine's /; a drive can
+    hold it as it is.
+    """
+
+    def plain_owner(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if "__pycache__" in info.name:
+            return None
+        info.uid = info.gid = 0
+        info.uname = info.gname = "root"
+        return info
+
+    with tempfile.TemporaryDirectory(prefix="ramboot-vm-") as tmp, tarfile.open(target, "w") as tar:
+        for name in FORMULA_PARTS:
+            if (REPOSITORY / name).exists():
+                tar.add(
+                    REPOSITORY / name,
+                    f"srv/formulas/base/ramboot-formula/{name}",
+                    filter=plain_owner,
+                )
+        texts = {
+            "etc/salt/minion.d/formula-ramboot.conf": (
+                "file_roots:\n  base:\n    - /srv/formulas/base/ramboot-formula\n"
+                "pillar_roots:\n  base:\n    - /srv/pillar\n"
+            ),
+            "srv/pillar/top.sls": "base:\n  '*':\n    - ramboot\n",
+            "srv/pillar/ramboot.sls": pillar,
+        }
+        for name, text in texts.items():
+            local = Path(tmp) / "file"
+            local.write_text(text, encoding="utf-8")
+            tar.add(local, name, filter=plain_owner)
+    return target
+
+
+def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
+    """`base` after `state.apply ramboot` in it, with real Salt, booted through GRUB and Xen."""
+    from vm.machine import Machine  # it needs this module in turn
+
+    start = base(layout)
+    parts = [REPOSITORY / name for name in FORMULA_PARTS if (REPOSITORY / name).exists()]
+    target = (
+        cache_dir()
+        / f"applied-{layout}-{fingerprint(*parts, extra=start.path.name + pillar)}.qcow2"
+    )
+    with _made_once(target) as place:
+        if place is not None:
+            results = cache_dir() / "results" / f"apply-{layout}"
+            shutil.rmtree(results, ignore_errors=True)
+            with (
+                phases.phase(f"build: formula applied {layout}"),
+                Machine(
+                    start,
+                    "apply",
+                    results,
+                    payload=formula_payload(place.parent / "payload.tar", pillar),
+                ) as dom0,
+            ):
+                dom0.start()
+                dom0.unlock()
+                dom0.shell()
+                dom0.install_payload()
+                with phases.phase("salt: sync_all"):
+                    dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
+                with phases.phase("salt: state.apply ramboot"):
+                    dom0.succeed(
+                        "salt-call --local --retcode-passthrough state.apply ramboot",
+                        timeout_s=1500,
+                    )
+                dom0.poweroff()
+                dom0.disk.path.rename(place)
+    return Disk(target, layout)
+
+
+def main() -> int:
+    """Make disks by hand."""
+    parser = argparse.ArgumentParser(description="Build the test machine's disks.")
+    parser.add_argument("layout", nargs="*", default=["luks-thin"], help=", ".join(LAYOUTS))
+    parser.add_argument("--applied", action="store_true", help="also apply the formula in each")
+    options = parser.parse_args()
+    for layout in options.layout:
+        print(base(layout).path)
+        if options.applied:
+            print(applied(layout).path)
+    print(phases.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machines for the boots in this directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vm import build, phases
+from vm.disk import Disk
+from vm.machine import Machine
+
+MachineMaker = Callable[..., Machine]
+_MACHINES = pytest.StashKey[list[Machine]]()
+
+
+def results_dir() -> Path:
+    """Where consoles and screenshots go: RAMBOOT_VM_RESULTS, or `results` in the cache."""
+    return Path(os.environ.get("RAMBOOT_VM_RESULTS") or build.cache_dir() / "results")
+
+
+@pytest.fixture(scope="session")
+def base_disk() -> Disk:
+    """The machine before the formula."""
+    return build.base()
+
+
+@pytest.fixture(scope="session")
+def applied_disk() -> Disk:
+    """The machine after `state.apply ramboot` with the default pillar."""
+    return build.applied()
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[MachineMaker]:
+    """Makes machines: `machine(disk, memory_mib=...)`. They are switched off and thrown away at
+    the test's end.
+    """
+    made: list[Machine] = []
+    request.node.stash[_MACHINES] = made
+    name = re.sub(r"\W+", "-", request.node.name).strip("-")
+
+    def make(disk: Disk, **options: Any) -> Machine:
+        number = f"-{len(made) + 1}" if made else ""
+        made.append(Machine(disk, name + number, results_dir(), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show what was on the consoles of a failed boot."""
+    report: pytest.TestReport = yield  # type: ignore[misc, assignment]
+    if report.failed and call.when == "call":
+        for one in item.stash.get(_MACHINES, []):
+            if one._console is not None:  # still on
+                one.console.drain()
+                report.sections.append(
+                    (f"console of {one.name}", one.console.transcript.last_lines())
+                )
+    return report  # type: ignore[return-value]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the minutes went."""
+    if table := phases.table():
+        terminalreporter.section("where the time went")
+        terminalreporter.write_line(table)
