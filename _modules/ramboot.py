@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Boot dom0 into RAM: what runs, what would fit, what is installed, what can leave traces.
+
+Questions: status, plan, audit, initramfs, verify. The one action: rebuild. Failures raise.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import stat
+import time
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ramboot"
+
+ROOT = "/"
+MIB = 1 << 20
+
+# What a root takes in RAM, as the boot scripts reckon it (ramboot-copy.sh, ratio_percent and
+# need_bytes): percent of the used bytes. Measured roots took 56 to 63 with lzo-rle; the rest is
+# margin, for a root that does not fit is worse than a warning.
+ZRAM_PERCENT = {"zstd": 55}
+ZRAM_PERCENT_OTHER = 68
+TMPFS_PERCENT = 104
+TMPFS_EXTRA_BYTES = 16 * MIB
+# What the same measurements lead one to expect, in percent.
+EXPECTED_PERCENT = {"lz4": 62, "lzo-rle": 60, "lzo": 60, "zstd": 48, "tmpfs": 102}
+# Of dom0's maximum, what is available at the prompt: the kernel's page tables and the unpacked
+# initramfs take the rest. An estimate; the boot measures.
+AT_PROMPT_PERCENT = 95
+
+# File systems without a device: what they hold is in the kernel's memory or nowhere.
+WITHOUT_DEVICE = {
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
+    "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs",
+    "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tmpfs", "tracefs", "xenfs",
+}  # fmt: skip
+# EFI variables are in the board's flash: not memory that power-off clears.
+ON_FLASH = {"efivarfs", "pstore"}
+
+# Units that write /boot's grubenv (grub2: grub-boot-success.timer is a user unit).
+GRUBENV_UNITS = {
+    "grub-boot-success.timer": "user",
+    "grub-boot-indeterminate.service": "system",
+    "grub2-systemd-integration.service": "system",
+}
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def initramfs() -> dict[str, dict[str, Any]]:
+    """
+    The initramfs of each installed kernel: has it our module, is it current, if not why.
+
+    Returns {kernel: {"image": path, "module": bool, "state": "current" | "stale" | "ignored",
+    "reason": sentence or None}}. `ignored` are rescue images, which stay as they are.
+
+    Raises CommandExecutionError when lsinitrd can't be run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.initramfs
+    """
+    return __salt__["ramboot_initramfs.states"]()
+
+
+def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[str, Any]]:
+    """
+    Rebuild the initramfs of every kernel whose image is stale, and of no other.
+
+    Each is built beside the old image, checked (the kernel's modules, our files by their hashes,
+    every dracut module and LUKS or LVM program of the old image), synced and renamed.
+
+    kernel
+        only this one. Default: all.
+    force
+        those that are current as well. Default: False.
+
+    Returns {kernel: {"image": path, "action": "rebuilt" | "kept", "reason": sentence or None}}.
+
+    Raises CommandExecutionError with the kernel, what failed and what had changed before; the old
+    image of the kernel that failed stays.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.rebuild
+        qubesctl ramboot.rebuild kernel=6.12.1-1.qubes.fc41.x86_64 force=True
+    """
+    return __salt__["ramboot_initramfs.rebuild"](kernel=kernel, force=force)
+
+
+def verify() -> dict[str, Any]:
+    """
+    Each file of ours, on disk and in each kernel's initramfs, against what was shipped.
+
+    Returns {"disk": {path: FILE}, "initramfs": {image: {path: FILE}}, "faults": [sentences]};
+    FILE: {"expected", "actual": SHA-256 or None, "mode": "0644", "owner": "root:root",
+    "verdict": "good" | "changed" | "missing" | "unexpected" | "wrong mode" | "wrong owner"}.
+    `faults` is empty when all is well.
+
+    Raises CommandExecutionError when ramboot is not installed or an image can't be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.verify
+    """
+    return __salt__["ramboot_initramfs.verify"]()
+
+
+def status() -> dict[str, Any]:
+    """
+    What this session is, as the initramfs noted it, and live figures.
+
+    Returns the keys of /run/ramboot/status.json (schema, session, requested, backend, disk, reason,
+    source, ram, seconds) and `live`: {"ram": {"total_bytes", "available_bytes"}, "root":
+    {"device", "fstype", "size_bytes", "used_bytes"}, "zram": {"device", "algorithm", "data_bytes",
+    "compressed_bytes", "memory_bytes"} or None (is / on one), "swap": [{"name", "type",
+    "size_bytes", "used_bytes"}], "initramfs": {"image", "age_s"} or None (of the running kernel)}.
+
+    Where our module did not run at boot, `session` is `persistent` when / is on a disk, else
+    `unknown`, and `reason` says so.
+
+    Raises CommandExecutionError when status.json can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.status
+    """
+    path = _paths()["status"]
+    try:
+        with open(path, encoding="utf-8") as source:
+            noted = json.load(source)
+    except FileNotFoundError:
+        noted = _unnoted(path)
+    except ValueError as error:
+        raise CommandExecutionError(f"{path} can't be understood: {error}") from error
+    if not isinstance(noted, dict) or noted.get("schema") != 1:
+        raise CommandExecutionError(f"{path} has another format than this version's")
+    return {**noted, "live": _live()}
+
+
+def plan() -> dict[str, dict[str, Any]]:
+    """
+    Whether a RAM session would fit, for each backend. Nothing is changed.
+
+    The same arithmetic as at boot: used bytes of / (without the excludes) times the room that the
+    backend takes, plus reserve and headroom of the pillar.
+
+    Returns {"zram" | "tmpfs": {"needed_bytes", "root_bytes" (of them the root), "expected_bytes"
+    (what the root most likely takes), "available_bytes" (at the prompt of a RAM boot: of
+    grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`), "fits": bool,
+    "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
+    "source_bytes", "excluded_bytes", "algorithm": name or None, "says": one sentence}}.
+
+    Raises SaltInvocationError when the pillar is wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.plan
+    """
+    settings = __salt__["ramboot_config.load"]()
+    used, excluded = _source_bytes(settings["copy"]["exclude"])
+    spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
+    now = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
+    maximum = settings["grub"]["dom0_mem_max_mib"]
+    available = now if maximum == "keep" else maximum * MIB * AT_PROMPT_PERCENT // 100
+    chosen = settings["zram"]["algorithm"]
+    algorithm = "lz4" if chosen == "auto" else chosen
+    found = {}
+    for backend, root, expected, name in (
+        (
+            "zram",
+            used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100,
+            algorithm,
+            algorithm,
+        ),
+        ("tmpfs", used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES, "tmpfs", None),
+    ):
+        needed = root + spare
+        found[backend] = {
+            "needed_bytes": needed,
+            "root_bytes": root,
+            "expected_bytes": used * EXPECTED_PERCENT[expected] // 100,
+            "available_bytes": available,
+            "fits": needed <= available,
+            "available_now_bytes": now,
+            "fits_now": needed <= now,
+            "source_bytes": used,
+            "excluded_bytes": excluded,
+            "algorithm": name,
+            "says": f"{_mib(needed)} of RAM needed, {_mib(available)} available: "
+            + ("fits" if needed <= available else "does not fit"),
+        }
+    return found
+
+
+def audit() -> list[dict[str, str]]:
+    """
+    Every place known to us where this session can leave traces.
+
+    Returns [{"place", "finding", "verdict"}] with `ram` (goes with the power), `disk` (is written
+    to a disk), `trace` (can reach a disk though nothing writes there on purpose) or `unknown`
+    (could not be told; count it as a trace). Covers the root, mounts, /boot, swap, zram's backing
+    devices, active logical volumes, writers of grubenv.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.audit
+    """
+    return [
+        place
+        for part in (_audit_mounts, _audit_swap, _audit_zram, _audit_volumes, _audit_grubenv)
+        for place in _tried(part)
+    ]
+
+
+# Status
+
+
+def _unnoted(path: str) -> dict[str, Any]:
+    """What stands for status.json when our module did not run."""
+    root = _root_mount()
+    on_disk = _backing(root["source"]) == "disk"
+    return {
+        "schema": 1,
+        "session": "persistent" if on_disk else "unknown",
+        "requested": None,
+        "backend": None,
+        "disk": None,
+        "reason": f"the ramboot module did not run at this boot: there is no {path}",
+        "source": None,
+        "ram": None,
+        "seconds": {},
+    }
+
+
+def _live() -> dict[str, Any]:
+    memory = _meminfo()
+    root = _root_mount()
+    room = os.statvfs(ROOT)
+    return {
+        "ram": {"total_bytes": memory["MemTotal"], "available_bytes": memory["MemAvailable"]},
+        "root": {
+            "device": root["source"],
+            "fstype": root["fstype"],
+            "size_bytes": room.f_blocks * room.f_frsize,
+            "used_bytes": (room.f_blocks - room.f_bfree) * room.f_frsize,
+        },
+        "zram": _zram(root["source"]),
+        "swap": __salt__["ramboot_swap.active"](),
+        "initramfs": _running_image(),
+    }
+
+
+def _zram(device: str) -> dict[str, Any] | None:
+    """Figures of the zram device (Documentation/admin-guide/blockdev/zram.rst, mm_stat)."""
+    name = os.path.basename(os.path.realpath(device))
+    folder = f"{_sys()}/block/{name}"
+    if not name.startswith("zram") or not os.path.isdir(folder):
+        return None
+    data, compressed, memory = [int(field) for field in _read(f"{folder}/mm_stat").split()[:3]]
+    algorithms = _read(f"{folder}/comp_algorithm")
+    return {
+        "device": f"/dev/{name}",
+        "algorithm": algorithms.partition("[")[2].partition("]")[0] or algorithms.strip(),
+        "data_bytes": data,
+        "compressed_bytes": compressed,
+        "memory_bytes": memory,
+    }
+
+
+def _running_image() -> dict[str, Any] | None:
+    kernel = os.uname().release
+    for pattern in _paths()["images"]:
+        image = pattern.format(kernel=kernel)
+        if os.path.isfile(image):
+            return {"image": image, "age_s": max(0, int(time.time() - os.stat(image).st_mtime))}
+    return None
+
+
+# Plan
+
+
+def _source_bytes(exclude: list[str]) -> tuple[int, int]:
+    """Used bytes of / without the excludes, and those of the excludes."""
+    room = os.statvfs(ROOT)
+    excluded = sum(
+        _tree_bytes(path)
+        for pattern in exclude
+        for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
+    )
+    if _root_mount()["fstype"] == "btrfs":
+        # a btrfs holds other subvolumes and, on Qubes, every qube: count what is in this one
+        used = _tree_bytes(ROOT)
+    else:
+        used = (room.f_blocks - room.f_bfree) * room.f_frsize
+    return max(0, used - excluded), excluded
+
+
+def _tree_bytes(top: str) -> int:
+    """Allocated bytes at and below top, on top's device alone; a hard-linked file once."""
+    total, seen, todo = 0, set(), [top]
+    device = os.lstat(top).st_dev
+    while todo:
+        path = todo.pop()
+        try:
+            info = os.lstat(path)
+            if info.st_dev != device or (info.st_nlink > 1 and info.st_ino in seen):
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                todo += [os.path.join(path, name) for name in os.listdir(path)]
+            elif info.st_nlink > 1:
+                seen.add(info.st_ino)
+        except FileNotFoundError:
+            # deleted meanwhile
+            continue
+        total += info.st_blocks * 512
+    return total
+
+
+def _mib(size: int) -> str:
+    return f"{size // MIB} MiB"
+
+
+# Audit
+
+
+def _tried(part: Any) -> list[dict[str, str]]:
+    """What can't be determined is a finding of its own."""
+    try:
+        return part()
+    except (CommandExecutionError, OSError, ValueError, KeyError) as error:
+        place = part.__name__.removeprefix("_audit_")
+        return [_place(place, f"could not be determined: {error}", "unknown")]
+
+
+def _place(place: str, finding: str, verdict: str) -> dict[str, str]:
+    return {"place": place, "finding": finding, "verdict": verdict}
+
+
+def _audit_mounts() -> list[dict[str, str]]:
+    places = []
+    for mount in _mounts():
+        where, what = mount["target"], f"{mount['fstype']} from {mount['source']}"
+        mode = "writable" if mount["writable"] else "read-only"
+        if mount["fstype"] in ON_FLASH:
+            places.append(_place(where, f"{mount['fstype']}, {mode}: the board's flash", "trace"))
+        elif mount["fstype"] in WITHOUT_DEVICE:
+            # the many of /proc and /sys would hide what matters
+            if mount["target"] == "/":
+                places.append(_place(where, what, "ram"))
+        else:
+            backing = _backing(mount["source"])
+            verdict = {"ram": "ram", "disk": "disk"}.get(backing, "unknown")
+            if backing == "disk" and not mount["writable"]:
+                # mounting alone can write: journal, thin pool
+                verdict = "trace"
+            places.append(_place(where, f"{what}, {mode}", verdict))
+    return places
+
+
+def _audit_swap() -> list[dict[str, str]]:
+    found = __salt__["ramboot_swap.active"]()
+    if not found:
+        return [_place("swap", "none is active", "ram")]
+    verdicts = {"ram": "ram", "disk": "disk"}
+    return [
+        _place(
+            f"swap {swap['name']}",
+            f"{swap['type']}, {_mib(swap['used_bytes'])} used",
+            verdicts.get(_backing(swap["name"]), "disk" if swap["type"] == "file" else "unknown"),
+        )
+        for swap in found
+    ]
+
+
+def _audit_zram() -> list[dict[str, str]]:
+    places = []
+    for folder in sorted(glob.glob(f"{_sys()}/block/zram*")):
+        # absent where the kernel has no write-back
+        path = f"{folder}/backing_dev"
+        backing = _read(path).strip() if os.path.exists(path) else "none"
+        verdict = "ram" if backing == "none" else "disk"
+        places.append(_place(os.path.basename(folder), f"backing device: {backing}", verdict))
+    return places
+
+
+def _audit_volumes() -> list[dict[str, str]]:
+    places = []
+    for folder in sorted(glob.glob(f"{_sys()}/block/dm-*")):
+        if not _read(f"{folder}/dm/uuid").startswith("LVM-"):
+            continue
+        name = _read(f"{folder}/dm/name").strip()
+        backing = _backing(f"/dev/{os.path.basename(folder)}")
+        if backing != "ram":
+            verdict = "trace" if backing == "disk" else "unknown"
+            places.append(_place(f"volume {name}", f"active, on {backing}", verdict))
+    return places
+
+
+def _audit_grubenv() -> list[dict[str, str]]:
+    places = []
+    for unit, kind in GRUBENV_UNITS.items():
+        folders = _paths()["units"]
+        if kind == "user":
+            folders = [os.path.join(os.path.dirname(folder), "user") for folder in folders]
+        found = [path for folder in folders if os.path.lexists(path := os.path.join(folder, unit))]
+        if not found:
+            continue
+        masked = os.path.realpath(found[0]) == "/dev/null"
+        finding = "masked" if masked else "can write grubenv in /boot"
+        places.append(_place(unit, finding, "ram" if masked else "trace"))
+    return places
+
+
+# The system
+
+
+def _paths() -> dict[str, Any]:
+    if "ramboot.paths" not in __context__:
+        __context__["ramboot.paths"] = __salt__["ramboot_config.paths"]()
+    return __context__["ramboot.paths"]
+
+
+def _sys() -> str:
+    return _paths()["sys"]
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as source:
+        return source.read().replace("\0", "")
+
+
+def _meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    lines = _read(_paths()["proc_meminfo"]).splitlines()
+    fields = [line.split() for line in lines]
+    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) >= 2}
+
+
+def _mounts() -> list[dict[str, Any]]:
+    """What is visible where (proc(5), mountinfo): the last mount at each place."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in _read(_paths()["proc_mountinfo"]).splitlines():
+        before, _, after = line.partition(" - ")
+        target = _unescape(before.split()[4])
+        fstype, source, super_options = after.split()[:3]
+        options = before.split()[5].split(",") + super_options.split(",")
+        found.pop(target, None)
+        found[target] = {
+            "target": target,
+            "fstype": fstype,
+            "source": _unescape(source),
+            "writable": "ro" not in options,
+        }
+    return list(found.values())
+
+
+def _unescape(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+def _root_mount() -> dict[str, Any]:
+    for mount in _mounts():
+        if mount["target"] == "/":
+            return mount
+    raise CommandExecutionError(f"{_paths()['proc_mountinfo']} has no line for /")
+
+
+def _backing(device: str) -> str:
+    """What a device's data lies on: `ram`, `disk`, or `unknown`; any disk below makes it `disk`."""
+    if device in ("tmpfs", "ramfs"):
+        return "ram"
+    if not device.startswith("/dev/"):
+        return "unknown"
+    kinds = _leaves(os.path.basename(os.path.realpath(device)))
+    if "disk" in kinds:
+        return "disk"
+    return "ram" if kinds == {"ram"} else "unknown"
+
+
+def _leaves(name: str) -> set[str]:
+    folder = f"{_sys()}/class/block/{name}"
+    if not os.path.isdir(folder):
+        return {"unknown"}
+    slaves = os.listdir(f"{folder}/slaves") if os.path.isdir(f"{folder}/slaves") else []
+    if slaves:
+        return set().union(*(_leaves(slave) for slave in slaves))
+    if name.rstrip("0123456789") in ("zram", "ram"):
+        return {"ram"}
+    # a loop device's file, a network device, a device-mapper target without devices
+    if name.startswith(("loop", "nbd", "dm-")):
+        return {"unknown"}
+    return {"disk"}

@@ -1,0 +1,775 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The initramfs of each installed kernel: what is in it, is it current, build it, undo it.
+
+An image is current when the hashes that our dracut module wrote into it (its stamp) are those of
+the files on disk now. Images are built beside the old one, looked into, synced and renamed: at
+every moment the boot loader finds a complete image, the old one or the new one.
+
+What lsinitrd can do was read in dracut 059, 102 and 106 (lsinitrd.sh): `-f PATH` of one file
+decompresses once, and an absent file is empty output with exit status 0; `--unpack` with several
+patterns decompresses once for all of them; a `*` in a pattern matches `/` too (cpio).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ramboot_initramfs"
+
+MODULE = "ramboot"
+
+# a build takes 30 s to 2 min on a slow machine; software emulation needs ten times that
+DRACUT_TIMEOUT_S = 1800
+LSINITRD_TIMEOUT_S = 600
+
+# room on /boot: a rebuilt image is a little larger than the old one (our module, newer firmware)
+GROWTH = 1.25
+SPARE_BYTES = 16 << 20
+# where there is no image to compare with: more than Fedora's generic image
+UNKNOWN_IMAGE_BYTES = 128 << 20
+
+# What opens the disk. Compared by name, as /usr/sbin and /usr/bin merge between releases.
+PROGRAMS = {
+    "cryptroot-ask",
+    "cryptsetup",
+    "dmsetup",
+    "lvm",
+    "systemd-cryptsetup",
+    "systemd-cryptsetup-generator",
+}
+# ours, dracut's list of modules, and anything that may be one of PROGRAMS
+PATTERNS = [
+    "*ramboot*",
+    "*dracut/modules.txt",
+    "*bin/lvm",
+    "*bin/dmsetup",
+    "*cryptsetup*",
+    "*cryptroot-ask",
+]
+
+# what `undo` does that changes an image
+CHANGING = ("restore", "delete", "rebuild")
+
+# the rendered configuration's path in an image
+CONF_INSIDE = "etc/ramboot/ramboot.conf"
+
+# a line of dracut's configuration that puts our module into images
+ASKS = re.compile(r"\s*(force_)?(add_)?dracutmodules\s*\+?=.*\bramboot\b")
+
+# inside /usr/lib/ramboot of an image, made while the image is built: not of the manifest
+GENERATED = {"usr/lib/ramboot/stamp", "usr/lib/ramboot/estimate"}
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+# Questions
+
+
+def states() -> dict[str, dict[str, Any]]:
+    """
+    The initramfs of each installed kernel.
+
+    Returns {kernel: {"image": path, "module": bool (our dracut module is in it), "state":
+    "current" | "stale" | "ignored", "reason": sentence or None}}. Rescue images are `ignored`:
+    they stay as the distribution made them. One `lsinitrd -f` per image.
+
+    Raises CommandExecutionError when lsinitrd can't be run at all.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.states
+    """
+    wanted, lacking = _wanted()
+    found = {}
+    for kernel in _kernels():
+        image = _image(kernel)
+        found[kernel] = {"image": image, **_state(image, wanted, lacking)}
+    for kernel, image in _rescue().items():
+        reason = "a rescue image, left as the distribution made it"
+        found[kernel] = {"image": image, "module": False, "state": "ignored", "reason": reason}
+    return found
+
+
+def verify() -> dict[str, Any]:
+    """
+    Each file of ours on disk and inside each kernel's image, against what was shipped.
+
+    Expected hashes come from the manifest (static files) and from the record (rendered ones).
+
+    Returns {"disk": {path: FILE}, "initramfs": {image: {path: FILE}}, "faults": [sentences]} with
+    FILE = {"expected": SHA-256 or None, "actual": SHA-256 or None, "mode": "0644" or None,
+    "owner": "root:root" or "UID:GID" or None, "verdict": "good" | "changed" | "missing" |
+    "unexpected" | "wrong mode" | "wrong owner"}. Image paths are without a leading slash. One
+    `lsinitrd --unpack` per image.
+
+    Raises CommandExecutionError when the module isn't installed or an image can't be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.verify
+    """
+    disk, inside = _expected()
+    report: dict[str, Any] = {"disk": {}, "initramfs": {}, "faults": []}
+    for path, (sha256, mode) in sorted(disk.items()):
+        report["disk"][path] = _judge(sha256, mode, _look(path))
+    for kernel in _kernels():
+        image = _image(kernel)
+        if not os.path.isfile(image):
+            report["faults"].append(f"kernel {kernel} has no image {image}")
+            continue
+        found = look_inside(image, kernel)["files"]
+        ours = {path for path in found if path.startswith("usr/lib/ramboot/")} - GENERATED
+        report["initramfs"][image] = {
+            path: _judge(*inside.get(path, (None, None)), found.get(path))
+            for path in sorted(set(inside) | ours)
+        }
+    for place in [report["disk"], *report["initramfs"].values()]:
+        where = "" if place is report["disk"] else " in " + _key_of(report["initramfs"], place)
+        report["faults"] += [
+            f"{path}{where}: {file['verdict']}"
+            for path, file in place.items()
+            if file["verdict"] != "good"
+        ]
+    return report
+
+
+def look_inside(image: str, kernel: str) -> dict[str, Any]:
+    """
+    What matters in one image. Unpacks a part of it into a temporary directory.
+
+    image
+        path of the image.
+    kernel
+        the version whose modules it should hold.
+
+    Returns {"files": {path: {"sha256", "mode", "owner"}} (each file of ours), "modules":
+    [dracut modules], "programs": [those of LUKS and LVM, by name], "kernel": bool}.
+
+    Raises CommandExecutionError when it can't be unpacked or no dracut made it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.look_inside /boot/initramfs-6.12.1.img 6.12.1
+    """
+    with tempfile.TemporaryDirectory(prefix="ramboot-") as scratch:
+        patterns = [*PATTERNS, f"*lib/modules/{kernel}/modules.dep"]
+        done = _run(["lsinitrd", "--unpack", image, *patterns], LSINITRD_TIMEOUT_S, cwd=scratch)
+        if done["retcode"] != 0:
+            raise CommandExecutionError(f"{image} can't be unpacked: {_why(done)}")
+        paths = [
+            os.path.relpath(os.path.join(top, name), scratch)
+            for top, _, names in os.walk(scratch)
+            for name in names
+        ]
+        lists = fnmatch.filter(paths, "*dracut/modules.txt")
+        if not lists:
+            raise CommandExecutionError(
+                f"{image} is damaged or not made by dracut: it has no list of modules"
+            )
+        with open(os.path.join(scratch, lists[0]), encoding="utf-8") as source:
+            modules = source.read().split()
+        return {
+            "files": {
+                path: found
+                for path in paths
+                if "ramboot" in path and (found := _look(os.path.join(scratch, path)))
+            },
+            "modules": sorted(modules),
+            "programs": sorted({os.path.basename(path) for path in paths} & PROGRAMS),
+            "kernel": bool(fnmatch.filter(paths, f"*lib/modules/{kernel}/modules.dep")),
+        }
+
+
+def undo_plan() -> dict[str, dict[str, str]]:
+    """
+    What has to be done to each image so that nothing of ours is in it. Changes nothing.
+
+    Returns {image: {"kernel", "action": "restore" (the original's bytes) | "delete" (there was no
+    image before) | "rebuild" (made or replaced since, with our module in it) | "leave" (somebody
+    replaced it, without our module; or it can't be read) | "forget" (its kernel is gone),
+    "reason": sentence}}. Images that were never ours are not listed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.undo_plan
+    """
+    recorded = [path for path in __salt__["ramboot_record.entries"]() if _is_image(path)]
+    images = {_image(kernel): kernel for kernel in _kernels()}
+    plan = {}
+    for image in sorted({*recorded, *images}):
+        kernel = images.get(image) or _kernel_of(image)
+        verdict = __salt__["ramboot_record.verdict"](image)
+        if image not in images:
+            action = ("forget", "its kernel is no longer installed")
+        elif verdict == "ours":
+            original = __salt__["ramboot_record.entries"]()[image]["original"]
+            if original is None:
+                action = ("delete", "ramboot built it and there was none before")
+            else:
+                action = ("restore", "ramboot built it")
+        else:
+            action = _undo_foreign(image, verdict)
+        if action is not None:
+            plan[image] = {"kernel": kernel, "action": action[0], "reason": action[1]}
+    return plan
+
+
+def asked_for() -> list[str]:
+    """
+    Lines of dracut's configuration, but for our own file as we wrote it, that want our module.
+
+    dracut ends without an image when a module is asked for and missing (read in dracut-init.sh of
+    059 to 106): our module may only be removed when this is empty.
+
+    Returns ["FILE:NUMBER: LINE"].
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.asked_for
+    """
+    paths = _paths()
+    ours = paths["dracut_conf"]
+    folders = (
+        os.path.dirname(ours),
+        os.path.join(os.path.dirname(os.path.dirname(paths["dracut_module"])), "dracut.conf.d"),
+    )
+    files = [os.path.join(os.path.dirname(folders[0]), "dracut.conf")]
+    for folder in folders:
+        files += sorted(glob.glob(os.path.join(glob.escape(folder), "*.conf")))
+    found = []
+    for path in files:
+        goes = path == ours and __salt__["ramboot_record.outcome"](path)["action"] == "deleted"
+        if goes or not os.path.isfile(path):
+            continue
+        with open(path, encoding="utf-8", errors="replace") as source:
+            found += [
+                f"{path}:{number}: {line.strip()}"
+                for number, line in enumerate(source, 1)
+                if ASKS.match(line)
+            ]
+    return found
+
+
+def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
+    """What undo does with an image that is not the one we built."""
+    # without lsinitrd there is no dracut, so nothing that could have put our module in
+    if not os.path.isfile(image) or not __salt__["cmd.has_exec"]("lsinitrd"):
+        stamp = None
+    else:
+        try:
+            stamp = _stamp(image)
+        except CommandExecutionError as error:
+            return ("leave", str(error))
+    if stamp is not None:
+        return ("rebuild", "it holds the ramboot module but is not the image that ramboot built")
+    if verdict == "not-recorded":
+        return None
+    return ("leave", "it was replaced after ramboot built it and has no ramboot module")
+
+
+# Actions
+
+
+def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[str, Any]]:
+    """
+    Build the initramfs of every kernel whose image is stale, and of no other.
+
+    kernel
+        only this one. Default: all installed ones.
+    force
+        build images that are current as well.
+
+    Returns {kernel: {"image": path, "action": "rebuilt" | "kept", "reason": sentence or None}}.
+
+    Raises CommandExecutionError naming kernel, failure, the end of dracut's messages and what had
+    been rebuilt before; the image of the failed kernel is untouched.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.rebuild
+        salt-call --local ramboot_initramfs.rebuild kernel=6.12.1 force=True
+    """
+    fault = __salt__["ramboot_preflight.session_fault"]()
+    if fault:
+        raise CommandExecutionError(f"nothing was rebuilt: {fault}")
+    wanted, lacking = _wanted()
+    if lacking:
+        raise CommandExecutionError(
+            f"nothing was rebuilt: {lacking}; apply the state ramboot.initramfs first"
+        )
+    found = states()
+    installed = [name for name, state in found.items() if state["state"] != "ignored"]
+    if kernel is not None and kernel not in installed:
+        known = ", ".join(installed) or "none"
+        raise CommandExecutionError(
+            f"nothing was rebuilt: there is no kernel {kernel!r}; installed: {known}"
+        )
+    _remove_leftovers()
+    _forget_gone_kernels()
+    done: dict[str, dict[str, Any]] = {}
+    for name in installed if kernel is None else [kernel]:
+        state = found[name]
+        if state["state"] == "current" and not force:
+            done[name] = {"image": state["image"], "action": "kept", "reason": None}
+            continue
+        with _naming(done):
+            _build(name, state["image"], wanted)
+        reason = state["reason"] or "asked for"
+        done[name] = {"image": state["image"], "action": "rebuilt", "reason": reason}
+    return done
+
+
+def undo() -> dict[str, dict[str, str]]:
+    """
+    Do what `undo_plan` says, then look whether any image still holds our module.
+
+    Returns what was done, as `undo_plan`. Raises CommandExecutionError naming the images that
+    failed, after having tried each.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.undo
+    """
+    plan = undo_plan()
+    failed: dict[str, str] = {}
+    if plan:
+        _remove_leftovers()
+    for image, step in plan.items():
+        try:
+            _undo_one(image, step)
+        except CommandExecutionError as error:
+            failed[image] = str(error)
+    if failed:
+        done = [
+            image
+            for image, step in plan.items()
+            if image not in failed and step["action"] in CHANGING
+        ]
+        raise CommandExecutionError(
+            f"{'; '.join(failed.values())}; done before: {', '.join(done) or 'none'}"
+        )
+    return plan
+
+
+def _undo_one(image: str, step: dict[str, str]) -> None:
+    if step["action"] == "rebuild":
+        _build(step["kernel"], image, None)
+    if step["action"] in ("restore", "delete"):
+        __salt__["ramboot_record.restore"](image)
+    else:
+        __salt__["ramboot_record.forget"](image)
+    if step["action"] == "rebuild" and _stamp(image):
+        raise CommandExecutionError(f"{image} still holds the ramboot module")
+
+
+# Kernels and images
+
+
+def _paths() -> dict[str, Any]:
+    if "ramboot_initramfs.paths" not in __context__:
+        __context__["ramboot_initramfs.paths"] = __salt__["ramboot_config.paths"]()
+    return __context__["ramboot_initramfs.paths"]
+
+
+def _kernels() -> list[str]:
+    """Versions with modules and a bootable file, oldest first."""
+    paths = _paths()
+    try:
+        names = os.listdir(paths["kernels"])
+    except FileNotFoundError:
+        return []
+    return sorted(
+        (
+            name
+            for name in names
+            if os.path.isdir(os.path.join(paths["kernels"], name))
+            and os.path.isfile(os.path.join(paths["boot"], f"vmlinuz-{name}"))
+        ),
+        key=lambda name: [int(part) if part.isdigit() else -1 for part in re.split(r"(\d+)", name)],
+    )
+
+
+def _image(kernel: str) -> str:
+    """The kernel's image, or where it would be: there where the other kernels have theirs."""
+    patterns = _paths()["images"]
+    candidates = [pattern.format(kernel=kernel) for pattern in patterns]
+    for candidate in candidates:
+        if os.path.isfile(candidate):
+            return candidate
+    for pattern, candidate in zip(patterns, candidates, strict=True):
+        if any(os.path.isfile(pattern.format(kernel=other)) for other in _kernels()):
+            return candidate
+    return candidates[0]
+
+
+def _rescue() -> dict[str, str]:
+    found = {}
+    for pattern in _paths()["images"]:
+        for image in sorted(glob.glob(pattern.format(kernel="0-rescue-*"))):
+            found[_kernel_of(image)] = image
+    return found
+
+
+def _is_image(path: str) -> bool:
+    return _kernel_of(path) is not None
+
+
+def _kernel_of(image: str) -> str | None:
+    for pattern in _paths()["images"]:
+        before, after = pattern.split("{kernel}")
+        if image.startswith(before) and image.endswith(after):
+            return image[len(before) : len(image) - len(after)]
+    return None
+
+
+# Stamps
+
+
+def _wanted() -> tuple[dict[str, str], str | None]:
+    """The stamp that the files on disk would give: {image path: SHA-256}; and what lacks for it."""
+    try:
+        manifest = _manifest()
+    except FileNotFoundError:
+        return {}, f"the dracut module is not installed: {_paths()['dracut_manifest']} is missing"
+    wanted = {}
+    for line in [*manifest, (None, None, _paths()["boot_conf"], CONF_INSIDE)]:
+        found = _look(line[2])
+        if found is None:
+            return {}, f"{line[2]} is missing on disk"
+        if line[3] is not None:
+            wanted[line[3]] = found["sha256"]
+    return wanted, None
+
+
+def _manifest() -> list[tuple[str, str, str, str | None]]:
+    """Lines of the manifest: SHA-256, mode, path on disk, path in the image or None."""
+    lines = []
+    with open(_paths()["dracut_manifest"], encoding="utf-8") as source:
+        for number, line in enumerate(source, 1):
+            fields = line.split()
+            if not fields or fields[0].startswith("#"):
+                continue
+            if len(fields) != 4:
+                raise CommandExecutionError(
+                    f"{_paths()['dracut_manifest']} line {number} is not "
+                    f"SHA256 MODE PATH IMAGE_PATH: {line.strip()!r}"
+                )
+            inside = None if fields[3] == "-" else fields[3].lstrip("/")
+            lines.append((fields[0], fields[1], _on_disk(fields[2]), inside))
+    return lines
+
+
+def _on_disk(path: str) -> str:
+    # the manifest names dom0's directories; the module's own may lie elsewhere (paths)
+    module = "/usr/lib/dracut/modules.d/50ramboot/"
+    if path.startswith(module):
+        return os.path.join(_paths()["dracut_module"], path[len(module) :])
+    return _paths()["dracut_conf"] if path == "/etc/dracut.conf.d/50-ramboot.conf" else path
+
+
+def _stamp(image: str) -> dict[str, str] | None:
+    """{image path: SHA-256} as written when the image was built; None without our module."""
+    done = _run(["lsinitrd", "-f", _paths()["image_stamp"], image], LSINITRD_TIMEOUT_S)
+    if done["retcode"] != 0:
+        raise CommandExecutionError(f"{image} can't be read: {_why(done)}")
+    fields = [line.split() for line in done["stdout"].splitlines()]
+    return {pair[1].lstrip("/"): pair[0] for pair in fields if len(pair) == 2} or None
+
+
+def _state(image: str, wanted: dict[str, str], lacking: str | None) -> dict[str, Any]:
+    if not os.path.isfile(image):
+        return {"module": False, "state": "stale", "reason": "there is no image"}
+    try:
+        stamp = _stamp(image)
+    except CommandExecutionError as error:
+        return {"module": False, "state": "stale", "reason": str(error)}
+    reason = lacking or _difference(stamp, wanted)
+    return {
+        "module": stamp is not None,
+        "state": "stale" if reason else "current",
+        "reason": reason,
+    }
+
+
+def _difference(stamp: dict[str, str] | None, wanted: dict[str, str]) -> str | None:
+    if stamp is None:
+        return "the ramboot module is not in it"
+    for path in sorted(set(wanted) | set(stamp)):
+        if path not in stamp:
+            return f"{path} is not in it"
+        if path not in wanted:
+            return f"{path} is in it but no longer on disk"
+        if stamp[path] != wanted[path]:
+            return f"{path} differs from the one on disk"
+    return None
+
+
+# Building
+
+
+def _build(kernel: str, image: str, wanted: dict[str, str] | None) -> None:
+    """Replace image by a new one with the files `wanted` in it, or without our module (None)."""
+    old = None
+    if os.path.isfile(image):
+        # an image that can't be read is no measure for the new one
+        with contextlib.suppress(CommandExecutionError):
+            old = look_inside(image, kernel)
+    _check_room(kernel, image)
+    # a leading dot: no boot loader's generator takes it for an image
+    new = os.path.join(os.path.dirname(image), f".ramboot-{kernel}.tmp")
+    try:
+        done = _run(["dracut", "--force", "--kver", kernel, new], DRACUT_TIMEOUT_S)
+        if done["retcode"] != 0:
+            raise CommandExecutionError(f"dracut failed: {_why(done)}")
+        if not os.path.isfile(new) or not os.path.getsize(new):
+            raise CommandExecutionError(f"dracut made no image: {_why(done)}")
+        faults = _faults(look_inside(new, kernel), old, wanted)
+        if faults:
+            raise CommandExecutionError(f"the new image is not good: {'; '.join(faults)}")
+        _replace(new, image, wanted)
+    except (CommandExecutionError, OSError) as error:
+        raise CommandExecutionError(f"kernel {kernel}: {error}; {image} is as it was") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+
+
+def _faults(
+    new: dict[str, Any], old: dict[str, Any] | None, wanted: dict[str, str] | None
+) -> list[str]:
+    """Everything that speaks against putting the new image in the old one's place."""
+    faults = []
+    if not new["kernel"]:
+        faults.append("it has no modules of this kernel")
+    if wanted is None and MODULE in new["modules"]:
+        faults.append("the dracut module ramboot is still in it")
+    if wanted is not None and MODULE not in new["modules"]:
+        faults.append("the dracut module ramboot is not in it")
+    for path, sha256 in sorted((wanted or {}).items()):
+        if path not in new["files"]:
+            faults.append(f"{path} is not in it")
+        elif new["files"][path]["sha256"] != sha256:
+            faults.append(
+                f"{path} in it has SHA-256 {new['files'][path]['sha256']} instead of {sha256}"
+            )
+    if old is not None:
+        # a module that dracut itself no longer has is an update's doing
+        gone = set(old["modules"]) - set(new["modules"]) - {MODULE}
+        faults += [
+            f"the dracut module {name} of the old image is not in it"
+            for name in sorted(gone & _offered_modules())
+        ]
+        faults += [
+            f"the program {name} of the old image is not in it"
+            for name in sorted(set(old["programs"]) - set(new["programs"]))
+        ]
+    return faults
+
+
+def _offered_modules() -> set[str]:
+    modules = os.path.dirname(_paths()["dracut_module"])
+    return {name.lstrip("0123456789") for name in os.listdir(modules)}
+
+
+def _replace(new: str, image: str, wanted: dict[str, str] | None) -> None:
+    handle = os.open(new, os.O_RDONLY)
+    try:
+        os.fchmod(handle, 0o600)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    recorded = wanted is not None and _record(new, image)
+    os.rename(new, image)
+    directory = os.open(os.path.dirname(image), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    if recorded:
+        __salt__["ramboot_record.seal"](image)
+
+
+def _record(new: str, image: str) -> bool:
+    """Keep the image's original and note what comes; False: there is none to go back to."""
+    if __salt__["ramboot_record.verdict"](image) in ("changed-by-user", "missing"):
+        # somebody replaced the image since: what we kept is no longer what to go back to
+        __salt__["ramboot_record.forget"](image)
+    if __salt__["ramboot_record.verdict"](image) == "not-recorded" and os.path.isfile(image):
+        # kernel-install built it, our module included: undo rebuilds it without
+        with contextlib.suppress(CommandExecutionError):
+            if _stamp(image):
+                return False
+    __salt__["ramboot_record.keep"](image)
+    __salt__["ramboot_record.intend"](image, _look(new)["sha256"])
+    return True
+
+
+def _check_room(kernel: str, image: str) -> None:
+    boot = os.path.dirname(image)
+    sizes = [os.path.getsize(path) for path in map(_image, _kernels()) if os.path.isfile(path)]
+    size = (
+        os.path.getsize(image) if os.path.isfile(image) else max(sizes, default=UNKNOWN_IMAGE_BYTES)
+    )
+    need = int(size * GROWTH) + SPARE_BYTES
+    free = _free_bytes(boot)
+    if free < need:
+        raise CommandExecutionError(
+            f"kernel {kernel}: {need >> 20} MiB are needed in {boot} to build beside the old image "
+            f"and {free >> 20} MiB are free; {image} is as it was"
+        )
+
+
+def _free_bytes(directory: str) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def _remove_leftovers() -> None:
+    """Unfinished images of a run that was killed or cut off."""
+    for name in glob.glob(os.path.join(glob.escape(_paths()["boot"]), ".ramboot-*")):
+        os.unlink(name)
+
+
+def _forget_gone_kernels() -> None:
+    """Drop the originals of images that went with their kernel."""
+    images = {_image(kernel) for kernel in _kernels()}
+    for path in __salt__["ramboot_record.entries"]():
+        if _is_image(path) and path not in images and not os.path.lexists(path):
+            __salt__["ramboot_record.forget"](path)
+
+
+@contextlib.contextmanager
+def _naming(done: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Add to a failure what had been changed before it."""
+    try:
+        yield
+    except CommandExecutionError as error:
+        before = [name for name, step in done.items() if step["action"] == "rebuilt"]
+        said = f"rebuilt before: {', '.join(before)}" if before else "nothing was rebuilt before"
+        raise CommandExecutionError(f"{error}; {said}") from error
+
+
+# Verifying
+
+
+def _expected() -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """{path: (SHA-256, mode)} on disk, and the same inside an image."""
+    try:
+        manifest = _manifest()
+    except FileNotFoundError as error:
+        raise CommandExecutionError(
+            f"the dracut module is not installed: {error.filename} is missing"
+        ) from error
+    disk = {path: (sha256, mode) for sha256, mode, path, _ in manifest}
+    inside = {path: (sha256, mode) for sha256, mode, _, path in manifest if path}
+    conf = _paths()["boot_conf"]
+    disk[conf] = (None, None)
+    for path, entry in __salt__["ramboot_record.entries"]().items():
+        # what existed before us is not a file of ours, though we changed it
+        ours = path == conf or (entry["original"] is None and not _is_image(path))
+        if ours and disk.get(path, (None, None)) == (None, None):
+            disk[path] = (entry["sealed"] or entry["intended"], None)
+    inside[CONF_INSIDE] = disk[conf]
+    return disk, inside
+
+
+def _judge(sha256: str | None, mode: str | None, found: dict[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return {
+            "expected": sha256,
+            "actual": None,
+            "mode": None,
+            "owner": None,
+            "verdict": "missing",
+        }
+    if sha256 is None:
+        verdict = "unexpected"
+    elif found["sha256"] != sha256:
+        verdict = "changed"
+    elif mode not in (None, found["mode"]):
+        verdict = "wrong mode"
+    elif found["owner"] != "root:root":
+        verdict = "wrong owner"
+    else:
+        verdict = "good"
+    return {
+        "expected": sha256,
+        "actual": found["sha256"],
+        "mode": found["mode"],
+        "owner": found["owner"],
+        "verdict": verdict,
+    }
+
+
+def _look(path: str) -> dict[str, Any] | None:
+    """Hash, mode and owner of a regular file; None when there is none."""
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        return None
+    with open(path, "rb") as source:
+        digest = hashlib.sha256()
+        for block in iter(lambda: source.read(1 << 20), b""):
+            digest.update(block)
+    root = (info.st_uid, info.st_gid) == (0, 0)
+    return {
+        "sha256": digest.hexdigest(),
+        "mode": f"{stat.S_IMODE(info.st_mode):04o}",
+        "owner": "root:root" if root else f"{info.st_uid}:{info.st_gid}",
+    }
+
+
+def _key_of(places: dict[str, Any], wanted: Any) -> str:
+    return next(key for key, value in places.items() if value is wanted)
+
+
+# The one place where commands are run
+
+
+def _run(command: list[str], timeout_s: int, cwd: str | None = None) -> dict[str, Any]:
+    return __salt__["cmd.run_all"](
+        command,
+        cwd=cwd,
+        python_shell=False,
+        timeout=timeout_s,
+        ignore_retcode=True,
+        output_loglevel="debug",
+    )
+
+
+def _why(done: dict[str, Any]) -> str:
+    """Exit status and the last lines of what a command said."""
+    said = (done.get("stderr") or done.get("stdout") or "").strip().splitlines()[-5:]
+    status = f"exit status {done['retcode']}"
+    if isinstance(done["retcode"], int) and done["retcode"] < 0:
+        status = f"killed by signal {-done['retcode']}"
+    return f"{status}: {' | '.join(said)}" if said else status

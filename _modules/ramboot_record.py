@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stood in each place before ramboot changed it, so that absent can put it back.
+
+The record is a directory of root's (0700): `record.json` says for each path what was there
+(bytes, mode, owner, or nothing), what we meant to write and what we wrote; `originals/` holds the
+bytes; `left/` holds originals of files that the user changed afterwards and that therefore stay.
+
+A change goes: keep, intend, write, seal. Each step is on the disk before the next begins, so after
+a power cut at any moment the path holds either the original, or what was intended, or what was
+sealed before; content that is none of these is somebody else's work and is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ramboot_record"
+
+SCHEMA = 1
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+# Questions
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    """
+    Every recorded path.
+
+    Returns {path: {"original": {"sha256": str, "mode": "0644", "uid": int, "gid": int,
+    "store": file name below originals/} or None when nothing was there, "intended": SHA-256 of a
+    write that was begun and not sealed, or None, "sealed": SHA-256 of what we wrote, or None}}.
+
+    Raises CommandExecutionError when record.json can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.entries
+    """
+    return _load()["paths"]
+
+
+def verdict(path: str) -> str:
+    """
+    Whose content is at `path` now.
+
+    path
+        absolute path of a file.
+
+    Returns one of
+    `not-recorded` (we never changed it),
+    `original` (as it was before us: same bytes, mode and owner, or absent as before),
+    `ours` (what we wrote, or were about to write when we were interrupted),
+    `missing` (there was a file before us and there is none now),
+    `changed-by-user` (none of these).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.verdict /etc/dracut.conf.d/50-ramboot.conf
+    """
+    entry = entries().get(path)
+    if entry is None:
+        return "not-recorded"
+    original = entry["original"]
+    now = _look(path)
+    if now is None:
+        return "original" if original is None else "missing"
+    if original is not None and _same(now, original):
+        return "original"
+    if now["sha256"] in (entry["sealed"], entry["intended"]):
+        return "ours"
+    if original is not None and now["sha256"] == original["sha256"]:
+        return "original"
+    return "changed-by-user"
+
+
+def outcome(path: str) -> dict[str, str]:
+    """
+    What `restore` would do with `path`, and why. Changes nothing.
+
+    Returns {"verdict": as above, "action": "restored" | "deleted" | "nothing" | "left",
+    "comment": one sentence}. `left` means that the file stays for the user to decide.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.outcome /usr/bin/ramboot
+    """
+    entry = entries().get(path)
+    found = verdict(path)
+    if entry is None:
+        if os.path.lexists(path):
+            comment = f"{path} is not recorded as ours and is left as it is"
+            return {"verdict": found, "action": "left", "comment": comment}
+        comment = f"{path} is not there and is not recorded: nothing to undo"
+        return {"verdict": found, "action": "nothing", "comment": comment}
+    original = entry["original"]
+    if found == "ours" and original is None:
+        return {"verdict": found, "action": "deleted", "comment": f"{path}: ours, deleted"}
+    if found == "ours":
+        return {"verdict": found, "action": "restored", "comment": f"{path}: original put back"}
+    if found == "original":
+        return {"verdict": found, "action": "nothing", "comment": f"{path} is as it was before"}
+    what = "was deleted" if found == "missing" else "was changed"
+    comment = f"{path} {what} after ramboot wrote it and is left as it is"
+    if original is not None:
+        comment += f"; its original is kept as {_left(original)}"
+    return {"verdict": found, "action": "left", "comment": comment}
+
+
+# Actions
+
+
+def keep(path: str) -> dict[str, Any]:
+    """
+    Record what is at `path` before our first change; later calls change nothing.
+
+    path
+        absolute path of a regular file, or of nothing (its missing parent directories are noted
+        as well, to be removed with it).
+
+    Returns the path's entry as in `entries`. Raises CommandExecutionError when `path` is
+    relative, a directory, a symbolic link or a device, or when the original can't be stored.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.keep /etc/default/grub
+    """
+    if not os.path.isabs(path):
+        raise CommandExecutionError(f"{path} can't be recorded: not an absolute path")
+    record = _load()
+    if path in record["paths"]:
+        return record["paths"][path]
+    original = _look(path)
+    if original is not None:
+        original["store"] = _store_name(path)
+        _store(path, original)
+    parent = os.path.dirname(path)
+    while not os.path.isdir(parent) and parent not in record["directories"]:
+        record["directories"].append(parent)
+        parent = os.path.dirname(parent)
+    record["paths"][path] = {"original": original, "intended": None, "sealed": None}
+    _save(record)
+    return record["paths"][path]
+
+
+def intend(path: str, sha256: str) -> None:
+    """
+    Note the hash of what is about to be written to `path`, before the write.
+
+    sha256
+        hexadecimal SHA-256 of the new content.
+
+    Raises CommandExecutionError when `path` was not kept first or the hash is not one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.intend /usr/bin/ramboot 9f86d081884c7d65...
+    """
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise CommandExecutionError(f"{path}: {sha256!r} is not a SHA-256 in lower-case hex")
+    record = _load()
+    _entry(record, path)["intended"] = sha256
+    _save(record)
+
+
+def seal(path: str) -> str:
+    """
+    Note the hash of what we have just written to `path`.
+
+    Returns the SHA-256. Raises CommandExecutionError when `path` was not kept first, is not
+    there, or does not hold what was intended.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.seal /usr/bin/ramboot
+    """
+    record = _load()
+    entry = _entry(record, path)
+    now = _look(path)
+    if now is None:
+        raise CommandExecutionError(f"{path} is not there although it was just written")
+    if entry["intended"] not in (None, now["sha256"]):
+        raise CommandExecutionError(
+            f"{path} holds SHA-256 {now['sha256']}; {entry['intended']} was to be written"
+        )
+    if (entry["sealed"], entry["intended"]) != (now["sha256"], None):
+        entry["sealed"], entry["intended"] = now["sha256"], None
+        _save(record)
+    return now["sha256"]
+
+
+def restore(path: str) -> dict[str, str]:
+    """
+    Put the original of `path` back, or delete what we made, if it still is what we wrote.
+
+    A file that somebody changed or deleted since stays as it is and leaves the record; its
+    original moves to `left/`. Directories that we made are removed when they are empty.
+
+    Returns what was done, as `outcome`. Raises CommandExecutionError when the stored original is
+    missing or damaged; nothing is changed then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.restore /usr/bin/ramboot
+    """
+    done = outcome(path)
+    entry = entries().get(path)
+    if entry is None:
+        return done
+    original = entry["original"]
+    if done["action"] == "restored":
+        _put_back(path, original)
+    elif done["action"] == "deleted":
+        os.unlink(path)
+        _sync_directory(os.path.dirname(path))
+    elif done["action"] == "left" and original is not None:
+        _make_directory(os.path.dirname(_left(original)))
+        # absent when an earlier run was interrupted right after the move
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(_stored(original), _left(original))
+    forget(path)
+    return done
+
+
+def forget(path: str) -> bool:
+    """
+    Drop `path` from the record together with its stored original; the file itself stays.
+
+    Also removes those of the directories we made that are empty by now. Returns whether anything
+    was recorded.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.forget /boot/initramfs-6.12.1.img
+    """
+    record = _load()
+    entry = record["paths"].pop(path, None)
+    if entry is None:
+        return False
+    if entry["original"] is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_stored(entry["original"]))
+    kept = []
+    for directory in sorted(record["directories"], key=len, reverse=True):
+        if os.path.lexists(directory) and not _remove_if_empty(directory):
+            kept.append(directory)
+    record["directories"] = kept
+    _save(record)
+    return True
+
+
+def closable() -> bool:
+    """
+    Whether nothing is recorded any more and `close` would remove something.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.closable
+    """
+    if not os.path.isdir(_directory()) or entries():
+        return False
+    ours = (_file(), _originals())
+    return any(os.path.lexists(path) for path in ours) or not os.listdir(_directory())
+
+
+def close() -> dict[str, list[str]]:
+    """
+    Remove the record's directory when nothing is recorded any more.
+
+    Returns {"removed": [paths removed], "left": [files still there, with a reason to be: paths
+    still recorded, or originals in left/]}.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.close
+    """
+    top = _directory()
+    if not os.path.isdir(top):
+        return {"removed": [], "left": []}
+    recorded = sorted(entries())
+    if recorded:
+        return {"removed": [], "left": recorded}
+    # nothing in these is referred to any more: unfinished copies of an interrupted keep
+    originals = _originals()
+    removed = []
+    if os.path.isdir(originals):
+        for name in os.listdir(originals):
+            os.unlink(os.path.join(originals, name))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_file())
+    for name in os.listdir(top):
+        if name.startswith(".ramboot-record.json."):
+            os.unlink(os.path.join(top, name))
+    for directory in (originals, os.path.join(top, "left"), top):
+        if os.path.isdir(directory) and _remove_if_empty(directory):
+            removed.append(directory)
+    left = [os.path.join(root, name) for root, _, names in os.walk(top) for name in names]
+    return {"removed": removed, "left": sorted(left)}
+
+
+# The record on disk
+
+
+def _paths() -> dict[str, Any]:
+    # once a run: each question here asks for the paths, and parsing YAML is slow
+    if "ramboot_record.paths" not in __context__:
+        __context__["ramboot_record.paths"] = __salt__["ramboot_config.paths"]()
+    return __context__["ramboot_record.paths"]
+
+
+def _directory() -> str:
+    return _paths()["record"]
+
+
+def _file() -> str:
+    return os.path.join(_directory(), "record.json")
+
+
+def _originals() -> str:
+    return os.path.join(_directory(), "originals")
+
+
+def _load() -> dict[str, Any]:
+    try:
+        with open(_file(), encoding="utf-8") as source:
+            record = json.load(source)
+    except FileNotFoundError:
+        return {"schema": SCHEMA, "paths": {}, "directories": []}
+    except ValueError as error:
+        raise CommandExecutionError(
+            f"{_file()} is damaged ({error}): without it nobody can tell what ramboot changed; "
+            f"nothing was touched"
+        ) from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise CommandExecutionError(f"{_file()} has another format than this version's; left alone")
+    return record
+
+
+def _save(record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    _make_directory(_directory())
+    _write_beside(_file(), [text.encode()], mode=0o600)
+
+
+def _entry(record: dict[str, Any], path: str) -> dict[str, Any]:
+    if path not in record["paths"]:
+        raise CommandExecutionError(f"{path} must be kept in the record before it is changed")
+    return record["paths"][path]
+
+
+# Originals
+
+
+def _look(path: str) -> dict[str, Any] | None:
+    """Hash, mode and owner of a regular file; None when there is nothing."""
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        raise CommandExecutionError(f"{path} is not a regular file and is left alone")
+    return {
+        "sha256": _hash(path),
+        "mode": f"{stat.S_IMODE(info.st_mode):04o}",
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
+
+
+def _same(now: dict[str, Any], original: dict[str, Any]) -> bool:
+    return all(now[key] == original[key] for key in now)
+
+
+def _hash(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        for block in _blocks(source):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(source: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: source.read(1 << 20), b"")
+
+
+def _store_name(path: str) -> str:
+    return f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}"
+
+
+def _stored(original: dict[str, Any]) -> str:
+    return os.path.join(_originals(), original["store"])
+
+
+def _left(original: dict[str, Any]) -> str:
+    # by content as well: a later original of the same path must not replace an earlier one
+    return os.path.join(_directory(), "left", f"{original['store']}.{original['sha256'][:16]}")
+
+
+def _store(path: str, original: dict[str, Any]) -> None:
+    target = _stored(original)
+    try:
+        _make_directory(_directory())
+        _make_directory(os.path.dirname(target))
+        with open(path, "rb") as source:
+            _write_beside(target, _blocks(source), mode=0o600)
+    except OSError as error:
+        raise CommandExecutionError(f"the original of {path} can't be stored: {error}") from error
+    if _hash(target) != original["sha256"]:
+        os.unlink(target)
+        raise CommandExecutionError(f"{path} changed while its original was being stored")
+
+
+def _put_back(path: str, original: dict[str, Any]) -> None:
+    stored = _stored(original)
+    if not os.path.isfile(stored) or _hash(stored) != original["sha256"]:
+        raise CommandExecutionError(
+            f"the stored original of {path} ({stored}) is missing or damaged; {path} is left alone"
+        )
+    try:
+        with open(stored, "rb") as source:
+            _write_beside(
+                path,
+                _blocks(source),
+                mode=int(original["mode"], 8),
+                owner=(original["uid"], original["gid"]),
+            )
+    except OSError as error:
+        raise CommandExecutionError(f"the original of {path} can't be put back: {error}") from error
+
+
+# Files
+
+
+def _write_beside(
+    path: str, blocks: Iterable[bytes], *, mode: int, owner: tuple[int, int] | None = None
+) -> None:
+    """Write to a temporary file in the same directory, sync it, rename it over path."""
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".ramboot-{os.path.basename(path)}.", dir=os.path.dirname(path)
+    )
+    try:
+        with os.fdopen(handle, "wb") as target:
+            for block in blocks:
+                target.write(block)
+            # owner first: a change of owner clears set-id bits
+            if owner is not None:
+                os.fchown(target.fileno(), *owner)
+            os.fchmod(target.fileno(), mode)
+            target.flush()
+            os.fsync(target.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(directory: str) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_directory(directory: str) -> None:
+    if not os.path.isdir(directory):
+        os.makedirs(directory, mode=0o700)
+        _sync_directory(os.path.dirname(directory))
+
+
+def _remove_if_empty(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except OSError:
+        return False
+    return True
