@@ -36,6 +36,7 @@ from .qmp import Qmp
 # Limits in seconds, generous for emulation on two busy cores.
 FIRMWARE_S, PASSPHRASE_S, PROMPT_S, SHELL_S, COMMAND_S, POWEROFF_S = 90, 300, 120, 600, 180, 240
 _SHELL_PROMPT = r"root@dom0:[^\n]{0,20}# ?"
+_EDITOR_HEAD = 2  # GRUB's editor puts "setparams TITLE" and an empty line before the entry's own
 _CHUNK = 180  # this serial line loses characters of long lines
 
 
@@ -320,7 +321,7 @@ class Machine:
             # be read.
             *("-action", "reboot=shutdown,shutdown=pause"),
             *("-qmp", f"unix:{socket},server=on,wait=off"),
-            *("-drive", options, "-device", "virtio-blk-pci,drive=disk,id=disk-device,bootindex=0"),
+            *("-drive", options, "-device", "virtio-blk-pci,drive=disk,id=disk-device,bootindex=1"),
             *extra,
         ]
         if self._payload:
@@ -371,17 +372,21 @@ class Machine:
         position, found = grubcfg.find(menu, entry) if entry else (0, grubcfg.entries(menu)[0])
         self.wait_for("GNU GRUB", FIRMWARE_S)
         self.wait_for("executed automatically in", FIRMWARE_S)
-        keys = [
-            "\x01",
-            *["\x0e"] * position,
-        ]  # GRUB's keys: ^A first entry, ^N next line, ^E end of line
-        if arguments:
-            keys += ["e", *["\x0e"] * found.linux_line, "\x05", *(" " + arguments), "\x18"]
-        else:
-            keys += ["\r"]
-        for key in keys:
+        # ^A: first entry; ^N: next line. A new key only when the last one is drawn: the serial line
+        # holds few.
+        for key in ("\x01", *["\x0e"] * position):
             self.console.type(key)
-            time.sleep(0.3 if key == "e" else 0.06)
+            self.console.drain(0.3)
+        if not arguments:
+            self.console.type("\r")
+            return
+        self.console.type("e")
+        self.wait_for("Minimum Emacs-like", FIRMWARE_S)
+        self.console.drain(1)
+        for key in (*["\x0e"] * (_EDITOR_HEAD + found.linux_line), "\x05", *(" " + arguments)):
+            self.console.type(key)
+            self.wait_for("\x1b[?25h", FIRMWARE_S)  # the cursor is shown again
+        self.console.type("\x18")  # ^X: boot
 
     def _run(self, command: str, timeout_s: float) -> tuple[int, str]:
         self._commands += 1
