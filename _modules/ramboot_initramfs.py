@@ -48,6 +48,8 @@ PROGRAMS = {
     "systemd-cryptsetup",
     "systemd-cryptsetup-generator",
 }
+SHELLS = {"bash", "busybox", "dash", "mksh"}
+
 # ours, dracut's list of modules, and anything that may be one of PROGRAMS
 PATTERNS = [
     "*ramboot*",
@@ -553,7 +555,8 @@ def _build(kernel: str, image: str, wanted: dict[str, str] | None) -> None:
         faults = _faults(look_inside(new, kernel), old, wanted)
         if faults:
             raise CommandExecutionError(f"the new image is not good: {'; '.join(faults)}")
-        _replace(new, image, wanted)
+        had_module = old is not None and MODULE in old["modules"]
+        _replace(new, image, record=wanted is not None, had_module=had_module)
     except (CommandExecutionError, OSError) as error:
         raise CommandExecutionError(f"kernel {kernel}: {error}; {image} is as it was") from error
     finally:
@@ -580,17 +583,33 @@ def _faults(
                 f"{path} in it has SHA-256 {new['files'][path]['sha256']} instead of {sha256}"
             )
     if old is not None:
-        # a module that dracut itself no longer has is an update's doing
-        gone = set(old["modules"]) - set(new["modules"]) - {MODULE}
-        faults += [
-            f"the dracut module {name} of the old image is not in it"
-            for name in sorted(gone & _offered_modules())
-        ]
-        faults += [
-            f"the program {name} of the old image is not in it"
-            for name in sorted(set(old["programs"]) - set(new["programs"]))
-        ]
+        modules, programs = _kept(old, new, ours_goes=wanted is None)
+        faults += [f"the dracut module {name} of the old image is not in it" for name in modules]
+        if modules:
+            # somebody may have left it out on purpose since; only they can know
+            faults.append("if that is meant, build the image with dracut once and apply again")
+        faults += [f"the program {name} of the old image is not in it" for name in programs]
     return faults
+
+
+def _kept(
+    old: dict[str, Any], new: dict[str, Any], *, ours_goes: bool
+) -> tuple[list[str], list[str]]:
+    """Modules and programs of the old image that the new one lacks and should have."""
+    modules = set(old["modules"]) - set(new["modules"]) - {MODULE}
+    # a module that dracut itself no longer has is an update's doing
+    modules &= _offered_modules()
+    # the shell in the image is whichever the other modules agree on
+    if SHELLS & set(new["modules"]):
+        modules -= SHELLS
+    programs = set(old["programs"]) - set(new["programs"])
+    if ours_goes:
+        # what only our module had brought (module-setup.sh) goes with it
+        modules -= {"dm"}
+        programs -= {"lvm"} - set(old["modules"])
+        if not {"crypt", "lvm"} & set(old["modules"]):
+            programs -= {"dmsetup"}
+    return sorted(modules), sorted(programs)
 
 
 def _offered_modules() -> set[str]:
@@ -598,14 +617,15 @@ def _offered_modules() -> set[str]:
     return {name.lstrip("0123456789") for name in os.listdir(modules)}
 
 
-def _replace(new: str, image: str, wanted: dict[str, str] | None) -> None:
+def _replace(new: str, image: str, *, record: bool, had_module: bool) -> None:
+    """Sync, record, rename, seal. had_module: the image that goes holds our module."""
     handle = os.open(new, os.O_RDONLY)
     try:
         os.fchmod(handle, 0o600)
         os.fsync(handle)
     finally:
         os.close(handle)
-    recorded = wanted is not None and _record(new, image)
+    recorded = record and _record(new, image, had_module)
     os.rename(new, image)
     directory = os.open(os.path.dirname(image), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -616,16 +636,14 @@ def _replace(new: str, image: str, wanted: dict[str, str] | None) -> None:
         __salt__["ramboot_record.seal"](image)
 
 
-def _record(new: str, image: str) -> bool:
+def _record(new: str, image: str, had_module: bool) -> bool:
     """Keep the image's original and note what comes; False: there is none to go back to."""
     if __salt__["ramboot_record.verdict"](image) in ("changed-by-user", "missing"):
         # somebody replaced the image since: what we kept is no longer what to go back to
         __salt__["ramboot_record.forget"](image)
-    if __salt__["ramboot_record.verdict"](image) == "not-recorded" and os.path.isfile(image):
+    if had_module and __salt__["ramboot_record.verdict"](image) == "not-recorded":
         # kernel-install built it, our module included: undo rebuilds it without
-        with contextlib.suppress(CommandExecutionError):
-            if _stamp(image):
-                return False
+        return False
     __salt__["ramboot_record.keep"](image)
     __salt__["ramboot_record.intend"](image, _look(new)["sha256"])
     return True

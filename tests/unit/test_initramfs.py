@@ -264,7 +264,8 @@ FAULTS = {
     ),
     "without LUKS module": (
         other_text("usr/lib/dracut/modules.txt", "base lvm ramboot"),
-        "the new image is not good: the dracut module crypt of the old image is not in it",
+        "the new image is not good: the dracut module crypt of the old image is not in it; if that"
+        " is meant, build the image with dracut once and apply again",
     ),
     "without LUKS program": (
         without("usr/lib/systemd/systemd-cryptsetup"),
@@ -325,6 +326,26 @@ def test_a_module_that_dracut_no_longer_has_is_not_missed(machine, initramfs):
     machine.put("6.12.0", content)
     initramfs.rebuild()
     assert initramfs.states()["6.12.0"]["state"] == "current"
+
+
+@pytest.mark.parametrize(("shell", "good"), [("bash", True), ("", False)])
+def test_another_shell_will_do(machine, initramfs, shell, good):
+    for name in ("00bash", "00dash"):
+        machine.world.write(f"/usr/lib/dracut/modules.d/{name}/module-setup.sh")
+    machine.module()
+    content = machine.stock("6.12.0")
+    content["usr/lib/dracut/modules.txt"][1] += "dash\n"
+    machine.put("6.12.0", content)
+
+    def with_shell(built, _target):
+        built["usr/lib/dracut/modules.txt"][1] += shell
+
+    machine.dracut_fault = with_shell
+    if good:
+        initramfs.rebuild(kernel="6.12.0")
+    else:
+        with pytest.raises(CommandExecutionError, match="the dracut module dash of the old image"):
+            initramfs.rebuild(kernel="6.12.0")
 
 
 def test_a_full_boot_is_found_before_dracut_runs(machine, initramfs, monkeypatch):
@@ -550,6 +571,40 @@ def test_an_image_of_a_kernel_installed_later_is_rebuilt_without(machine, initra
     machine.no_module()
     initramfs.undo()
     assert machine.inside("6.13.0") == machine.stock("6.13.0")
+
+
+def test_what_only_our_module_had_brought_may_go_with_it(machine, initramfs):
+    """On a disk without LUKS and LVM, dm and its programs are there for us alone."""
+    plain = {
+        "usr/lib/dracut/modules.txt": ["0644", "base\n"],
+        "usr/lib/modules/6.12.0/modules.dep": ["0644", ""],
+    }
+    with_us = {**machine.stock("6.12.0"), "usr/lib/ramboot/stamp": ["0644", "0  usr/x\n"]}
+    del with_us["usr/lib/systemd/systemd-cryptsetup"]
+    with_us["usr/lib/dracut/modules.txt"] = ["0644", "base\ndm\nramboot\n"]
+    machine.world.write("/usr/lib/dracut/modules.d/90dm/module-setup.sh")
+    machine.put("6.12.0", with_us)
+    machine.dracut_fault = lambda built, _target: (built.clear(), built.update(plain))[2:] or None
+    initramfs.undo()
+    assert machine.inside("6.12.0") == plain
+
+
+def test_an_undo_does_not_lose_luks_and_lvm(machine, initramfs):
+    machine.put("6.12.0", {**machine.stock("6.12.0"), "usr/lib/ramboot/stamp": ["0644", "0  x\n"]})
+    before = machine.image("6.12.0").read_bytes()
+
+    def fault(built, _target):
+        built["usr/lib/dracut/modules.txt"][1] = "base\ncrypt\nlvm\n"
+        del built["usr/bin/lvm"], built["usr/bin/dmsetup"]
+
+    machine.dracut_fault = fault
+    with pytest.raises(CommandExecutionError) as failure:
+        initramfs.undo()
+    assert (
+        "the program dmsetup of the old image is not in it; "
+        "the program lvm of the old image is not in it" in str(failure.value)
+    )
+    assert machine.image("6.12.0").read_bytes() == before
 
 
 def test_where_there_was_no_image_there_is_none_again(machine, initramfs):
