@@ -483,7 +483,7 @@ def _undo_action(path: str, state: dict[str, Any]) -> str:
 
 
 def _state_file() -> str:
-    return os.path.join(_paths()["record_dir"], "grub.json")
+    return os.path.join(_paths()["record"], "grub.json")
 
 
 def _load_state() -> dict[str, dict[str, Any]]:
