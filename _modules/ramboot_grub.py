@@ -6,8 +6,8 @@ checked there, and renamed over the old one. Whether that is due is decided by c
 our own inputs and the entries that are in grub.cfg, so asking costs nothing and runs nothing.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: dataclasses would look the module up in sys.modules,
+# where Salt's loader has not put it yet.
 import contextlib
 import hashlib
 import json
