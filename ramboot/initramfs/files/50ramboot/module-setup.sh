@@ -26,7 +26,7 @@ installkernel() {
 install() {
     local name hook
 
-    inst_multiple awk blkid blockdev cat chmod chown cmp cp cut date dd dmsetup du \
+    inst_multiple awk blkid blockdev cat chmod chown cmp cp cut date dd df dmsetup du \
         find grep head id ln ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \
         sha256sum sleep sort split sync tail tar timeout touch tr udevadm umount \
         wc xargs

@@ -111,6 +111,15 @@ source_exclude() {
     done < "$RUN/exclude"
 }
 
+# measure: what is left to copy.
+measure() {
+    ST_BYTES=$(used_bytes "$RUN/source")
+    is_number "$ST_BYTES" || {
+        reason='the size of the root file system could not be measured'
+        return 1
+    }
+}
+
 # used_bytes DIRECTORY
 used_bytes() {
     df -B1 --output=used "$1" | tail -n 1 | tr -dc '0-9'
@@ -126,14 +135,9 @@ need_bytes() {
     esac
 }
 
-# budget: measures source and RAM before anything is copied.
+# budget: whether RAM suffices, before anything is copied.
 budget() {
     local root
-    ST_BYTES=$(used_bytes "$RUN/source")
-    is_number "$ST_BYTES" || {
-        reason='the size of the root file system could not be measured'
-        return 1
-    }
     root=$(need_bytes "$ST_BACKEND" "$ST_BYTES")
     ST_NEEDED=$((root + (CONF_reserve_mib + CONF_headroom_mib) * MIB))
     ST_AVAILABLE=$(meminfo_bytes MemAvailable)
@@ -320,10 +324,14 @@ zram_copied() {
 
 # build_blocks: SOURCE_ROOT onto /dev/zram$ROOT_ZRAM.
 build_blocks() {
-    local total workers i
+    local total workers i features=^has_journal
     # Not in the copy: the journal (useless in RAM) and the UUID, by which udev and mount would
-    # take the copy for the disk. Both change the layer only.
-    try 120 tune2fs -O ^has_journal -U random -f "$SOURCE_ROOT" || return 1
+    # take the copy for the disk. Both change the layer only. The orphan file (e2fsprogs 1.47)
+    # is an error without a journal.
+    case $(LC_ALL=C dumpe2fs -h "$SOURCE_ROOT" 2> /dev/null | grep '^Filesystem features:') in
+        *orphan_file*) features=^orphan_file,^has_journal ;;
+    esac
+    try 120 tune2fs -O "$features" -U random -f "$SOURCE_ROOT" || return 1
     plan_blocks || return 1
     total=$(awk '{ sum += $2 } END { printf "%.0f", sum }' "$RUN/work/pieces")
     workers=$(worker_count)
@@ -386,11 +394,11 @@ tar_files() {
     # the pax format, which --xattrs implies, keeps times whole; btrfs.* are that file system's own
     set -- "$1" "$2" --xattrs --xattrs-include='*' --xattrs-exclude='btrfs.*' --acls --numeric-owner
     {
-        tar -C "$RUN/source" --null -T "$1" --no-recursion "$3" "$4" "$5" "$6" "$7" --sparse -cf - \
+        tar -cf - "$3" "$4" "$5" "$6" "$7" --sparse -C "$RUN/source" --null --no-recursion -T "$1" \
             || printf 'tar could not read\n' >&2
     } 2> "$RUN/work/err.r-$2" \
-        | tar -C "$RUN/root/root" "$3" "$4" "$5" "$6" "$7" --same-owner --warning=no-timestamp \
-            -xpf - 2> "$RUN/work/err.w-$2" || return 1
+        | tar -xpf - "$3" "$4" "$5" "$6" "$7" --same-owner --warning=no-timestamp \
+            -C "$RUN/root/root" 2> "$RUN/work/err.w-$2" || return 1
     # anything that tar had to say is a difference
     [ ! -s "$RUN/work/err.r-$2" ] && [ ! -s "$RUN/work/err.w-$2" ]
 }

@@ -104,7 +104,7 @@ make_root() {
     phase layer
     layer_up || return 1
     phase measure
-    source_mount && root_check "$RUN/source" && source_exclude || return 1
+    source_mount && root_check "$RUN/source" && source_exclude && measure || return 1
     case $ST_BACKEND in
         zram) make_zram_root ;;
         tmpfs) make_tmpfs_root ;;
@@ -144,7 +144,7 @@ mount_zram_root() {
 plan_zram() {
     local disk
     COPY=files
-    ROOT_SIZE=$(($(used_bytes "$RUN/source") * 115 / 100 + CONF_headroom_mib * 2 * MIB))
+    ROOT_SIZE=$((ST_BYTES * 115 / 100 + CONF_headroom_mib * 2 * MIB))
     if [ "$ST_FSTYPE" = ext4 ] && command -v dumpe2fs > /dev/null && command -v tune2fs > /dev/null; then
         disk=$(blockdev --getsize64 "$SOURCE_ROOT")
         if [ "$CONF_zram_size_mib" = auto ] || [ $((CONF_zram_size_mib * MIB)) -ge "$disk" ]; then
@@ -285,7 +285,7 @@ pre_mount() {
         }
         return 0
     }
-    phase 'hand over'
+    phase handover
     hand_over && {
         reason=
         phase end
