@@ -464,7 +464,6 @@ def _mounts() -> list[dict[str, Any]]:
         target = _unescape(before.split()[4])
         fstype, source, super_options = after.split()[:3]
         options = before.split()[5].split(",") + super_options.split(",")
-        found.pop(target, None)
         found[target] = {
             "target": target,
             "fstype": fstype,

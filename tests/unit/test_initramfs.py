@@ -386,6 +386,7 @@ def test_a_power_cut_leaves_a_temporary_file_that_the_next_run_removes(machine, 
 
 def test_a_power_cut_between_rename_and_seal_can_be_undone(machine, initramfs, monkeypatch):
     machine.module()
+    machine.put("6.12.0", {**machine.stock("6.12.0"), "etc/firmware": ["0644", "as it was"]})
     before = machine.image("6.12.0").read_bytes()
 
     def cut(_path):
@@ -685,6 +686,20 @@ def test_undo_does_not_take_an_image_that_still_has_the_module(machine, initramf
         initramfs.undo()
     assert "the dracut module ramboot is still in it" in str(failure.value)
     assert machine.inside("6.12.0") == content
+
+
+def test_undo_looks_into_the_image_that_it_built(machine, initramfs):
+    machine.put("6.12.0", {**machine.stock("6.12.0"), "usr/lib/ramboot/stamp": ["0644", "0  x\n"]})
+
+    def fault(built, _target):
+        built["usr/lib/ramboot/stamp"] = ["0644", "0  x\n"]
+
+    machine.dracut_fault = fault
+    with pytest.raises(CommandExecutionError) as failure:
+        initramfs.undo()
+    assert str(failure.value) == (
+        f"{machine.image('6.12.0')} still holds the ramboot module; done before: none"
+    )
 
 
 @pytest.mark.parametrize(

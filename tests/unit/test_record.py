@@ -316,8 +316,12 @@ def test_forget_drops_entry_and_original_and_touches_nothing_else(world, record)
 def test_a_full_disk_while_the_original_is_stored_leaves_no_trace(world, record, monkeypatch):
     path = world.write("/etc/default/grub", "old")
 
-    def full(*_arguments, **_options):
-        raise OSError(28, "No space left on device")
+    real = os.fsync
+
+    def full(handle):
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(28, "No space left on device")
+        real(handle)
 
     monkeypatch.setattr(record.os, "fsync", full)
     with pytest.raises(CommandExecutionError) as failure:

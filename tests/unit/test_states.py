@@ -339,6 +339,15 @@ def test_a_damaged_record_fails_instead_of_guessing(world, states):
     assert ret["comment"].startswith(f"{world.paths['record']}/record.json is damaged (")
 
 
+def test_an_undo_that_left_the_entry_is_a_failure(world, states):
+    path = world.root / "usr/bin/ramboot"
+    install(states, path)
+    world.salt["ramboot_record.restore"] = lambda _path: None
+    ret = states.restored(str(path))
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert ret["comment"] == f"{path} was restored without an error and is still ours"
+
+
 # initramfs_current
 
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ramboot.initramfs and ramboot.session through a real salt-call, there and back again.
+
+dracut and lsinitrd are scripts of the test: an image is a tar file that they write and read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pwd
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_sls import Minion  # noqa: E402
+
+pytestmark = [
+    pytest.mark.salt,
+    pytest.mark.skipif(os.geteuid() != 0, reason="files become root's: run as root"),
+]
+
+KERNELS = ("6.1.0", "6.12.0")
+
+DRACUT = r"""#!/usr/bin/python3
+import hashlib, io, sys, tarfile
+from pathlib import Path
+root, log = Path("@ROOT@"), Path("@LOG@")
+assert sys.argv[1:3] == ["--force", "--kver"], sys.argv
+kernel, target = sys.argv[3:]
+log.open("a").write(f"dracut {kernel}\n")
+module = root / "usr/lib/dracut/modules.d/50ramboot"
+asked = (root / "etc/dracut.conf.d/50-ramboot.conf").exists()
+if asked and not (module / "module-setup.sh").exists():
+    sys.exit("Module 'ramboot' cannot be found.")
+files = {"usr/lib/dracut/modules.txt": (b"base\n" + asked * b"ramboot\n", 0o644),
+         f"usr/lib/modules/{kernel}/modules.dep": (b"", 0o644)}
+if asked:
+    ours = {}
+    for line in (module / "manifest").read_text().splitlines():
+        if line[0] != "#" and line.split()[3] != "-":
+            _, mode, path, inside = line.split()
+            source = module / path.partition("50ramboot/")[2]
+            ours[inside[1:]] = (source.read_bytes(), int(mode, 8))
+    ours["etc/ramboot/ramboot.conf"] = ((root / "etc/ramboot/ramboot.conf").read_bytes(), 0o644)
+    stamp = "".join(f"{hashlib.sha256(v[0]).hexdigest()}  {k}\n" for k, v in ours.items())
+    files |= ours | {"usr/lib/ramboot/stamp": (stamp.encode(), 0o644)}
+with tarfile.open(target, "w") as image:
+    for name, (content, mode) in files.items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(content), mode
+        image.addfile(info, io.BytesIO(content))
+"""
+
+LSINITRD = r"""#!/usr/bin/python3
+import fnmatch, sys, tarfile
+if sys.argv[1] == "-f":
+    with tarfile.open(sys.argv[3]) as image:
+        if sys.argv[2] in image.getnames():
+            sys.stdout.write(image.extractfile(sys.argv[2]).read().decode())
+else:
+    assert sys.argv[1] == "--unpack", sys.argv
+    with tarfile.open(sys.argv[2]) as image:
+        for item in image:
+            if any(fnmatch.fnmatchcase(item.name, pattern) for pattern in sys.argv[3:]):
+                image.extract(item)
+"""
+
+
+@pytest.fixture
+def minion(tmp_path):
+    minion = Minion(tmp_path)
+    minion.log = tmp_path / "dracut.log"
+    for name, text in (("dracut", DRACUT), ("lsinitrd", LSINITRD)):
+        path = minion.bin / name
+        text = text.replace("@ROOT@", str(minion.root)).replace("@LOG@", str(minion.log))
+        path.write_text(text)
+        path.chmod(0o755)
+    (minion.root / "var/lib").mkdir(parents=True, exist_ok=True)
+    (minion.root / "usr/lib/dracut/modules.d/99base").mkdir(parents=True)
+    for kernel in KERNELS:
+        minion.write(f"usr/lib/modules/{kernel}/modules.dep", "")
+        minion.write(f"boot/vmlinuz-{kernel}", "")
+        image = minion.root / f"boot/initramfs-{kernel}.img"
+        with tarfile.open(image, "w") as stock:
+            for name in ("usr/lib/dracut/modules.txt", f"usr/lib/modules/{kernel}/modules.dep"):
+                text = b"base\n" if name.endswith("txt") else b""
+                info = tarfile.TarInfo(name)
+                info.size = len(text)
+                stock.addfile(info, io.BytesIO(text))
+        image.chmod(0o600)
+    minion.call("saltutil.sync_all")
+    return minion
+
+
+def tree(minion):
+    """Every path below the root with its content, mode and owner."""
+    found = {}
+    for path in sorted(minion.root.rglob("*")):
+        info = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(minion.root))] = (
+            content,
+            info.st_mode,
+            info.st_uid,
+            info.st_gid,
+        )
+    return found
+
+
+def failed(states):
+    return {key: value["comment"] for key, value in states.items() if value["result"] is False}
+
+
+def changed(states):
+    return sorted(key for key, value in states.items() if value["changes"])
+
+
+def runs(minion):
+    return minion.log.read_text().split("\n")[:-1] if minion.log.exists() else []
+
+
+def test_apply_and_absent_and_the_tree_is_what_it_was(minion):
+    before = tree(minion)
+
+    planned = minion.apply("ramboot.initramfs,ramboot.session", "test=True")
+    assert failed(planned) == {}
+    assert tree(minion) == before, "test=True changes nothing"
+    assert runs(minion) == []
+
+    done = minion.apply("ramboot.initramfs,ramboot.session")
+    assert failed(done) == {}
+    assert changed(done) == changed(planned), "what was planned is what was done"
+    files = [key for key in changed(done) if not key.endswith("-current")]
+    for key in files:
+        assert done[key]["changes"] == planned[key]["changes"]
+    images = {str(minion.root / f"boot/initramfs-{kernel}.img") for kernel in KERNELS}
+    assert set(done["ramboot-initramfs-current"]["changes"]) == images
+    assert set(planned["ramboot-initramfs-current"]["changes"]) == images
+    assert runs(minion) == ["dracut 6.1.0", "dracut 6.12.0"]
+    assert minion.call("ramboot.verify")["faults"] == []
+    assert {item["state"] for item in minion.call("ramboot.initramfs").values()} == {"current"}
+    owner = pwd.getpwuid((minion.root / "usr/bin/ramboot").stat().st_uid).pw_name
+    assert owner == "root"
+
+    applied = tree(minion)
+    again = minion.apply("ramboot.initramfs,ramboot.session")
+    assert (failed(again), changed(again)) == ({}, [])
+    assert tree(minion) == applied
+    assert len(runs(minion)) == 2
+
+    planned = minion.apply("ramboot.session.absent,ramboot.initramfs.absent", "test=True")
+    assert failed(planned) == {}
+    assert tree(minion) == applied
+    # a pillar that is not valid is no obstacle to going back
+    gone = minion.apply("ramboot.session.absent,ramboot.initramfs.absent", pillar={"bad": 1})
+    assert failed(gone) == {}
+    assert tree(minion) == before
+    again = minion.apply("ramboot.session.absent,ramboot.initramfs.absent")
+    assert (failed(again), changed(again)) == ({}, [])
+    assert tree(minion) == before
+
+
+def test_absent_on_a_machine_that_never_had_it(minion):
+    before = tree(minion)
+    done = minion.apply("ramboot.initramfs.absent")
+    assert (failed(done), changed(done)) == ({}, [])
+    assert tree(minion) == before
+    assert runs(minion) == []
+
+
+def test_a_changed_pillar_makes_every_image_stale_already_in_the_dry_run(minion):
+    minion.apply("ramboot.initramfs")
+    planned = minion.apply("ramboot.initramfs", "test=True", pillar={"boot": {"timeout_s": 7}})
+    conf = str(minion.root / "etc/ramboot/ramboot.conf")
+    assert changed(planned) == ["ramboot-initramfs-boot-conf", "ramboot-initramfs-current"]
+    assert planned["ramboot-initramfs-current"]["changes"] == {
+        str(minion.root / f"boot/initramfs-{kernel}.img"): {
+            "old": f"stale: {conf} would be changed",
+            "new": "current",
+        }
+        for kernel in KERNELS
+    }
+    done = minion.apply("ramboot.initramfs", pillar={"boot": {"timeout_s": 7}})
+    assert changed(done) == changed(planned)
+    assert len(runs(minion)) == 4
+
+
+def test_a_failed_build_stops_red_and_the_next_run_repeats_it(minion):
+    script = (minion.bin / "dracut").read_text()
+    minion.script("dracut", "echo 'no space' >&2; exit 1")
+    before = (minion.root / "boot/initramfs-6.1.0.img").read_bytes()
+    done = minion.apply("ramboot.initramfs")
+    image = minion.root / "boot/initramfs-6.1.0.img"
+    assert failed(done) == {
+        "ramboot-initramfs-current": "kernel 6.1.0: dracut failed: exit status 1: no space;"
+        f" {image} is as it was; nothing was rebuilt before"
+    }
+    assert image.read_bytes() == before
+    (minion.bin / "dracut").write_text(script)
+    done = minion.apply("ramboot.initramfs")
+    assert (failed(done), changed(done)) == ({}, ["ramboot-initramfs-current"])
+
+
+@pytest.mark.parametrize("cut", ["files", "one image"])
+def test_absent_after_a_half_done_apply(minion, cut):
+    before = tree(minion)
+    script = (minion.bin / "dracut").read_text()
+    kernel = "6.1.0" if cut == "files" else "6.12.0"
+    text = script.replace("kernel, target =", "import os\nkernel, target =").replace(
+        'log.open("a")', f'kernel == "{kernel}" and sys.exit("cut")\nlog.open("a")'
+    )
+    (minion.bin / "dracut").write_text(text)
+    assert list(failed(minion.apply("ramboot.initramfs"))) == ["ramboot-initramfs-current"]
+    done = minion.apply("ramboot.initramfs.absent")
+    assert failed(done) == {}
+    assert tree(minion) == before
+
+
+def test_the_module_stays_while_the_users_configuration_asks_for_it(minion):
+    minion.apply("ramboot.initramfs")
+    conf = minion.root / "etc/dracut.conf.d/50-ramboot.conf"
+    conf.write_text(conf.read_text() + "# mine\n")
+    done = minion.apply("ramboot.initramfs.absent")
+    assert "ramboot-initramfs-module-not-asked-for" in failed(done)
+    assert conf.read_text().endswith("# mine\n")
+    assert (minion.root / "usr/lib/dracut/modules.d/50ramboot/module-setup.sh").exists()
+    conf.unlink()
+    assert failed(minion.apply("ramboot.initramfs.absent")) == {}
+    assert not (minion.root / "usr/lib/dracut/modules.d/50ramboot").exists()
+
+
+def test_a_file_of_an_earlier_version_goes(minion):
+    minion.apply("ramboot.initramfs")
+    old = str(minion.root / "usr/lib/dracut/modules.d/50ramboot/ramboot-old.sh")
+    minion.call("ramboot_record.keep", old)
+    minion.write("usr/lib/dracut/modules.d/50ramboot/ramboot-old.sh", "old\n")
+    minion.call("ramboot_record.seal", old)
+    done = minion.apply("ramboot.initramfs")
+    assert changed(done) == ["ramboot-initramfs-module-outdated-1"]
+    assert not Path(old).exists()
