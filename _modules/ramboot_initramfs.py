@@ -60,6 +60,10 @@ PATTERNS = [
     "*cryptroot-ask",
 ]
 
+# SHA-256 and mode that a file should have, as far as they are known
+Expected = tuple[str | None, str | None]
+UNKNOWN: Expected = (None, None)
+
 # what `undo` does that changes an image
 CHANGING = ("restore", "delete", "rebuild")
 
@@ -130,7 +134,7 @@ def verify() -> dict[str, Any]:
     disk, inside = _expected()
     report: dict[str, Any] = {"disk": {}, "initramfs": {}, "faults": []}
     for path, (sha256, mode) in sorted(disk.items()):
-        report["disk"][path] = _judge(sha256, mode, _look(path))
+        report["disk"][path] = _judge((sha256, mode), _look(path))
     for kernel in _kernels():
         image = _image(kernel)
         if not os.path.isfile(image):
@@ -139,7 +143,7 @@ def verify() -> dict[str, Any]:
         found = look_inside(image, kernel)["files"]
         ours = {path for path in found if path.startswith("usr/lib/ramboot/")} - GENERATED
         report["initramfs"][image] = {
-            path: _judge(*inside.get(path, (None, None)), found.get(path))
+            path: _judge(inside.get(path, UNKNOWN), found.get(path))
             for path in sorted(set(inside) | ours)
         }
     for place in [report["disk"], *report["initramfs"].values()]:
@@ -219,8 +223,9 @@ def undo_plan() -> dict[str, dict[str, str]]:
     recorded = [path for path in __salt__["ramboot_record.entries"]() if _is_image(path)]
     images = {_image(kernel): kernel for kernel in _kernels()}
     plan = {}
+    action: tuple[str, str] | None
     for image in sorted({*recorded, *images}):
-        kernel = images.get(image) or _kernel_of(image)
+        kernel = images.get(image) or str(_kernel_of(image))
         verdict = __salt__["ramboot_record.verdict"](image)
         if image not in images:
             action = ("forget", "its kernel is no longer installed")
@@ -435,7 +440,7 @@ def _rescue() -> dict[str, str]:
     found = {}
     for pattern in _paths()["images"]:
         for image in sorted(glob.glob(pattern.format(kernel="0-rescue-*"))):
-            found[_kernel_of(image)] = image
+            found[str(_kernel_of(image))] = image
     return found
 
 
@@ -645,7 +650,7 @@ def _record(new: str, image: str, had_module: bool) -> bool:
         # kernel-install built it, our module included: undo rebuilds it without
         return False
     __salt__["ramboot_record.keep"](image)
-    __salt__["ramboot_record.intend"](image, _look(new)["sha256"])
+    __salt__["ramboot_record.intend"](image, _hash(new))
     return True
 
 
@@ -697,7 +702,7 @@ def _naming(done: dict[str, dict[str, Any]]) -> Iterator[None]:
 # Verifying
 
 
-def _expected() -> tuple[dict[str, tuple], dict[str, tuple]]:
+def _expected() -> tuple[dict[str, Expected], dict[str, Expected]]:
     """{path: (SHA-256, mode)} on disk, and the same inside an image."""
     try:
         manifest = _manifest()
@@ -705,20 +710,23 @@ def _expected() -> tuple[dict[str, tuple], dict[str, tuple]]:
         raise CommandExecutionError(
             f"the dracut module is not installed: {error.filename} is missing"
         ) from error
-    disk = {path: (sha256, mode) for sha256, mode, path, _ in manifest}
-    inside = {path: (sha256, mode) for sha256, mode, _, path in manifest if path}
+    disk: dict[str, Expected] = {path: (sha256, mode) for sha256, mode, path, _ in manifest}
+    inside: dict[str, Expected] = {
+        path: (sha256, mode) for sha256, mode, _, path in manifest if path
+    }
     conf = _paths()["boot_conf"]
-    disk[conf] = (None, None)
+    disk[conf] = UNKNOWN
     for path, entry in __salt__["ramboot_record.entries"]().items():
         # what existed before us is not a file of ours, though we changed it
         ours = path == conf or (entry["original"] is None and not _is_image(path))
-        if ours and disk.get(path, (None, None)) == (None, None):
+        if ours and disk.get(path, UNKNOWN) == UNKNOWN:
             disk[path] = (entry["sealed"] or entry["intended"], None)
     inside[CONF_INSIDE] = disk[conf]
     return disk, inside
 
 
-def _judge(sha256: str | None, mode: str | None, found: dict[str, Any] | None) -> dict[str, Any]:
+def _judge(wanted: Expected, found: dict[str, Any] | None) -> dict[str, Any]:
+    sha256, mode = wanted
     if found is None:
         return {
             "expected": sha256,
@@ -754,16 +762,20 @@ def _look(path: str) -> dict[str, Any] | None:
         return None
     if not stat.S_ISREG(info.st_mode):
         return None
-    with open(path, "rb") as source:
-        digest = hashlib.sha256()
-        for block in iter(lambda: source.read(1 << 20), b""):
-            digest.update(block)
     root = (info.st_uid, info.st_gid) == (0, 0)
     return {
-        "sha256": digest.hexdigest(),
+        "sha256": _hash(path),
         "mode": f"{stat.S_IMODE(info.st_mode):04o}",
         "owner": "root:root" if root else f"{info.st_uid}:{info.st_gid}",
     }
+
+
+def _hash(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        for block in iter(lambda: source.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _key_of(places: dict[str, Any], wanted: Any) -> str:
