@@ -11,6 +11,7 @@ include:
 # In a RAM session only /boot would see the undo, and the rest would be back at the next boot.
 ramboot-absent-preflight:
 {%- if 'ramboot_preflight.session_fault' not in salt %}
+  # the remedy twice: under test=True Salt writes a comment of its own
   test.fail_without_changes:
     - name: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`
     - comment: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`

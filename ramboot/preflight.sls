@@ -7,6 +7,7 @@
 
 {%- if unknown %}
 ramboot-preflight-modules:
+  # the remedy twice: under test=True Salt writes a comment of its own
   test.fail_without_changes:
     - name: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`
     - comment: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The states through a real salt-call, on a fake root: `paths` of defaults.yaml lead below it.
+
+findmnt, lsblk and what would act on the machine are scripts of the test, first in PATH.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+SYNC = "run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`"
+SWAP_LINE = "/dev/mapper/qubes_dom0-swap none swap defaults 0 0\n"
+
+pytestmark = pytest.mark.salt
+
+
+class Minion:
+    """A masterless minion with the formula in env base."""
+
+    def __init__(self, top: Path):
+        self.root, self.formula, self.bin = top / "root", top / "formula", top / "bin"
+        self.conf = top / "conf"
+        for folder in (self.root, self.conf, self.bin, top / "pillar"):
+            folder.mkdir(parents=True)
+        for part in ("_modules", "_states", "ramboot"):
+            shutil.copytree(
+                REPO / part, self.formula / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        self._move_paths()
+        settings = {
+            "id": "dom0",
+            "file_client": "local",
+            "root_dir": str(top / "salt"),
+            "file_roots": {"base": [str(self.formula)]},
+            "pillar_roots": {"base": [str(top / "pillar")]},
+            "log_level_logfile": "quiet",
+            "fips_mode": False,
+        }
+        (self.conf / "minion").write_text(yaml.safe_dump(settings))
+        self._machine()
+
+    def _move_paths(self):
+        """A path of defaults.yaml leads below our root; the file stays otherwise as it is."""
+        path = self.formula / "ramboot" / "defaults.yaml"
+        before, paths, after = re.fullmatch(
+            r"(.*^paths:\n)(.*?)(^\S.*)", path.read_text(), re.DOTALL | re.MULTILINE
+        ).groups()
+        # the first one after a blank, a bracket or a quote, so that none is moved twice
+        moved = re.sub(r"(?<=[ \[',])/(?=[a-z])", f"{self.root}/", paths)
+        path.write_text(before + re.sub(r"#.*", "", moved) + after)
+
+    def _machine(self):
+        """Qubes' default layout and the programs that preflight looks for."""
+        layout = yaml.safe_load((REPO / "tests/fixtures/layout/qubes-default.yaml").read_text())
+        for name in ("findmnt", "lsblk"):
+            (self.bin / f"{name}.json").write_text(json.dumps(layout[name]))
+            self.script(name, f"cat {self.bin}/{name}.json")
+        self.script("systemctl", f'echo "systemctl $*" >> {self.bin}/log')
+        for name in ("dracut", "lsinitrd", "grub2-mkconfig", "grub2-script-check"):
+            self.write(f"usr/bin/{name}", "", 0o755)
+        self.write("etc/grub.d/20_linux_xen", "", 0o755)
+        self.write("boot/xen-4.19.gz", "")
+        self.write("proc/swaps", "Filename Type Size Used Priority\n")
+        self.write("etc/fstab", SWAP_LINE)
+
+    def script(self, name: str, line: str):
+        path = self.bin / name
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+
+    def write(self, path: str, text: str, mode: int = 0o644):
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        target.chmod(mode)
+
+    def pillar(self, text: str):
+        (self.conf.parent / "pillar/top.sls").write_text("base: {'*': [ramboot]}")
+        (self.conf.parent / "pillar/ramboot.sls").write_text(f"ramboot: {{{text}}}")
+
+    def call(self, *arguments: str, pillar=None):
+        command = [Path(sys.executable).with_name("salt-call"), "--local", "--out", "json"]
+        command += ["-c", self.conf, *arguments]
+        if pillar is not None:
+            command.append(f"pillar={json.dumps({'ramboot': pillar})}")
+        env = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)["local"]
+
+    def apply(self, sls: str, *arguments: str, pillar=None):
+        """The states' results, by ID."""
+        answer = self.call("state.apply", sls, *arguments, pillar=pillar)
+        assert isinstance(answer, dict), answer
+        return {value["__id__"]: value for value in answer.values()}
+
+    def tree(self):
+        """Each file below the root, but for what ramboot records."""
+        return {
+            str(path.relative_to(self.root)): path.read_text()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="module")
+def unsynced(tmp_path_factory):
+    return Minion(tmp_path_factory.mktemp("unsynced"))
+
+
+@pytest.fixture(scope="module")
+def minion(tmp_path_factory):
+    minion = Minion(tmp_path_factory.mktemp("synced"))
+    minion.call("saltutil.sync_all")
+    return minion
+
+
+def others(states):
+    return {key: value for key, value in states.items() if "preflight" not in key}
+
+
+def unmet(states):
+    """IDs of states that ran although what they require failed."""
+    return [
+        key
+        for key, value in others(states).items()
+        if value["result"] is not False
+        or "One or more requisite failed" not in value["comment"]
+        or value["changes"]
+    ]
+
+
+@pytest.mark.parametrize("sls", ["ramboot", "ramboot.absent"])
+@pytest.mark.parametrize("test", ["test=True", "test=False"])
+def test_modules_that_are_not_synced_stop_everything_with_the_remedy(unsynced, sls, test):
+    before = unsynced.tree()
+    states = unsynced.apply(sls, test)
+    (told,) = (value for key, value in states.items() if "preflight" in key)
+    assert (told["result"], told["name"], told["changes"]) == (False, SYNC, {})
+    # under test=True Salt writes a comment of its own
+    assert test == "test=True" or told["comment"] == SYNC
+    assert len(states) > 5
+    assert unmet(states) == []
+    assert unsynced.tree() == before
+
+
+@pytest.mark.parametrize("test", ["test=True", "test=False"])
+def test_a_bad_pillar_stops_everything_and_is_told_whole(minion, test):
+    before = minion.tree()
+    pillar = {"swap": "never", "boot": {"mode": "sometimes"}, "zran": 1}
+    states = minion.apply("ramboot", test, pillar=pillar)
+    told = states["ramboot-preflight"]
+    assert told["result"] is False
+    assert told["comment"].splitlines() == [
+        "nothing was changed:",
+        "ramboot:zran is not a known key; did you mean zram? known: boot, zram, tmpfs, memory,"
+        " copy, grub, swap",
+        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram or tmpfs",
+        "ramboot:swap: 'never' is not allowed; allowed: session, off or keep",
+    ]
+    assert unmet(states) == []
+    assert minion.tree() == before
+
+
+def test_in_a_ram_session_neither_apply_nor_undo_runs(minion):
+    before = minion.tree()
+    minion.write("run/ramboot/status.json", '{"session": "ram", "backend": "zram"}')
+    try:
+        for sls in ("ramboot", "ramboot.absent"):
+            states = minion.apply(sls)
+            (told,) = (value for key, value in states.items() if "preflight" in key)
+            assert told["comment"].splitlines()[1].startswith("this is a RAM session (zram); ")
+            assert unmet(states) == []
+    finally:
+        (minion.root / "run/ramboot/status.json").unlink()
+    assert minion.tree() == before
+
+
+def test_a_good_pillar_passes_preflight_and_reaches_every_component(minion):
+    states = minion.apply("ramboot", "test=True", pillar={"boot": {"timeout_s": 7}})
+    assert states["ramboot-preflight"]["result"] is True
+    assert {key.split("-")[1] for key in states} == {
+        "preflight",
+        "initramfs",
+        "grub",
+        "swap",
+        "session",
+    }
+    assert states["ramboot-initramfs-boot-conf"]["result"] is None
+
+
+def test_a_setting_reaches_the_boot_config_through_the_map(minion):
+    minion.pillar("boot: {timeout_s: 7}")
+    target = minion.root / "rendered"
+    minion.call(
+        "cp.get_template",
+        "salt://ramboot/initramfs/files/ramboot.conf.j2",
+        str(target),
+    )
+    text = target.read_text()
+    target.unlink()
+    minion.pillar("")
+    assert text.splitlines()[1:6] == [
+        "version=1",
+        "mode=ask",
+        "backend=zram",
+        "default=n",
+        "timeout_s=7",
+    ]
+
+
+def test_map_yields_the_defaults_where_the_pillar_is_bad(minion):
+    found = minion.call("state.show_sls", "ramboot.swap", pillar={"swap": ["off"]})
+    assert "ramboot-swap-on" in found
+    assert "ramboot-swap-off" not in found
+
+
+def test_swap_off_again_and_back_by_the_pillar(minion):
+    before = minion.tree()
+    off = minion.apply("ramboot.swap", pillar={"swap": "off"})
+    assert all(value["result"] is True for value in off.values()), off
+    assert {key: bool(value["changes"]) for key, value in off.items()} == {
+        "ramboot-preflight": False,
+        "ramboot-swap-zram-generator": True,
+        "ramboot-swap-off": True,
+    }
+    assert minion.tree()["etc/fstab"] == f"#ramboot: {SWAP_LINE}"
+    assert "etc/systemd/zram-generator.conf" in minion.tree()
+
+    changed = minion.tree()
+    again = minion.apply("ramboot.swap", pillar={"swap": False})
+    assert all(value["result"] is True and not value["changes"] for value in again.values()), again
+    assert minion.tree() == changed
+
+    back = minion.apply("ramboot.swap", pillar={"swap": "session"})
+    assert all(value["result"] is True for value in back.values()), back
+    left = {path: text for path, text in minion.tree().items() if path != RECORD}
+    assert left == before
+
+    gone = minion.apply("ramboot.swap.absent")
+    assert all(value["result"] is True for value in gone.values()), gone
+    assert minion.tree() == before
+
+
+RECORD = "var/lib/ramboot/record.json"
