@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RAM sessions: through GRUB and Xen with the image that the formula built, and their controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vm.disk import Disk
+from vm.machine import Machine
+
+MachineMaker = Callable[..., Machine]
+
+FAILED_UNITS = "systemctl --failed --plain --no-legend"
+
+
+def status(dom0: Machine) -> dict[str, Any]:
+    """What the initramfs wrote for everybody to read."""
+    return json.loads(dom0.succeed("cat /run/ramboot/status.json"))
+
+
+def settled(dom0: Machine) -> str:
+    """The system's state once nothing is starting any more."""
+    return dom0.succeed("systemctl is-system-running --wait || true", timeout_s=120).split()[-1]
+
+
+def assert_ram_session(dom0: Machine, backend: str, root: str) -> None:
+    """All that a RAM session promises, seen from inside."""
+    assert dom0.succeed("findmnt -no FSTYPE /") == root
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", backend, "attached")
+    assert told["reason"] is None
+    assert told["ram"]["needed_bytes"] <= told["ram"]["available_bytes"]
+    assert {"copy", "prove", "handover"} <= told["seconds"].keys()
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert dom0.succeed("swapon --show --noheadings") == ""
+    # nothing of the disk is mounted, in any name space
+    mounted = dom0.succeed(
+        "cat /proc/[0-9]*/mounts 2>/dev/null | grep -E '^/dev/' | sort -u || true"
+    )
+    assert "qubes_dom0" not in mounted
+    assert "/dev/vda" not in mounted
+
+
+def assert_persistent(dom0: Machine, reason: str | None) -> None:
+    """An ordinary boot from the disk, which says why it is none from RAM."""
+    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
+    told = status(dom0)
+    assert (told["session"], told["backend"]) == ("persistent", None)
+    if reason is None:
+        assert told["reason"] is None
+    else:
+        assert reason in told["reason"]
+        assert reason in dom0.succeed("journalctl -b -t ramboot -o cat")
+    # nothing of ours is left behind
+    assert "ramboot" not in dom0.succeed("dmsetup ls")
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+
+
+def test_yes_at_the_prompt_runs_dom0_from_zram_and_leaves_the_disk_as_it_was(
+    applied_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start()
+    dom0.unlock()
+    line = dom0.at_prompt()
+    assert "zram" in line
+    assert "GiB" in line
+    assert "[n]" in line
+    dom0.answer("y")
+    dom0.shell()
+    assert dom0.succeed("cat /sys/hypervisor/type") == "xen"
+    assert_ram_session(dom0, "zram", "ext4")
+    assert dom0.succeed("findmnt -no SOURCE /").startswith("/dev/zram")
+    assert "zram" in dom0.succeed("runuser -u nobody -- ramboot status")
+    # the volume group is back for the qubes
+    assert "vm-work-private" in dom0.succeed("lvs --noheadings -o lv_name qubes_dom0")
+    # /boot stays away, the persistent session's files are all here
+    dom0.fail("mountpoint -q /boot")
+    dom0.succeed("echo gone with the power > /root/note && sync")
+    # the formula refuses to change a disk that it does not run from
+    said = dom0.fail(
+        "salt-call --local --retcode-passthrough state.apply ramboot.preflight", timeout_s=400
+    )
+    assert "RAM session" in said
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+def test_the_menu_entry_needs_no_answer_and_a_persistent_boot_does_not_know_the_session(
+    applied_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start(entry="in RAM (zram)")
+    dom0.unlock()
+    dom0.shell()
+    assert_ram_session(dom0, "zram", "ext4")
+    dom0.succeed("echo gone with the power > /root/note && sync")
+    dom0.crash()
+    dom0.start()
+    dom0.unlock()
+    dom0.at_prompt()
+    dom0.answer("n")
+    dom0.shell()
+    assert_persistent(dom0, None)
+    dom0.fail("test -e /root/note")
+    assert dom0.succeed("swapon --show=NAME --noheadings") != ""
+    dom0.poweroff()
+    assert dom0.written_bytes() > 0
+
+
+# --- without GRUB and Xen: the same initramfs, quicker --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        pytest.param("ramboot=off", None, id="off"),
+        pytest.param("ramboot.timeout=4", None, id="nobody-answers"),
+        pytest.param("ramboot=snapshoot", "ramboot=snapshoot is unknown", id="unknown-argument"),
+        pytest.param(
+            "ramboot=zram ramboot.disk=detached", "ramboot.disk=detached", id="unknown-policy"
+        ),
+    ],
+)
+def test_these_kernel_arguments_end_in_a_persistent_boot(
+    applied_disk: Disk, machine: MachineMaker, arguments: str, reason: str | None
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start_direct(arguments)
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, reason)
+
+
+def test_tmpfs_by_argument(applied_disk: Disk, machine: MachineMaker) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start_direct("ramboot=tmpfs")
+    dom0.unlock()
+    dom0.shell()
+    assert_ram_session(dom0, "tmpfs", "tmpfs")
+    # qmemman would take its memory away
+    assert (
+        dom0.succeed("readlink /etc/systemd/system/qubes-meminfo-writer-dom0.service")
+        == "/dev/null"
+    )
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+def test_a_bare_console_asks_again_after_a_wrong_answer(
+    applied_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start_direct("plymouth.enable=0 ramboot.timeout=120")
+    dom0.unlock()
+    dom0.at_prompt()
+    dom0.answer("perhaps")
+    dom0.wait_for("Please answer y or n", 30)
+    dom0.answer("y")
+    dom0.wait_for("Copying to RAM:", 60)
+    dom0.shell()
+    assert_ram_session(dom0, "zram", "ext4")
+
+
+def test_without_luks(applied_disk: Disk, bare_disk: Disk, machine: MachineMaker) -> None:
+    initrd = machine(applied_disk).boot_files().initrd
+    dom0 = machine(bare_disk)
+    dom0.start_direct("ramboot=zram", initrd=initrd)
+    dom0.shell()
+    assert_ram_session(dom0, "zram", "ext4")
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+CONF = "etc/ramboot/ramboot.conf"
+LIB = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
+# These take the place of a tool in the initramfs.
+FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
+NO_ZRAM = """#!/bin/bash
+case "$*" in *zram*) exit 1 ;; esac
+exec -a modprobe /usr/bin/kmod "$@"
+"""
+UNSOUND = "#!/bin/sh\ncase $* in *-fn*) exit 4 ;; esac\nexit 0\n"
+KILLER = """#!/bin/sh
+for process in /proc/[0-9]*; do
+    grep -aq ramboot-initramfs "$process/cmdline" && kill -9 "${process#/proc/}"
+done
+"""
+
+
+def with_floor_reached_midway() -> str:
+    """The copy script, with a floor 100 MiB below what is free when the copy begins."""
+    text = (LIB / "ramboot-copy.sh").read_text()
+    changed = text.replace(
+        '    say "copying', '    CONF_reserve_mib=$((ST_AVAILABLE / MIB - 100))\n    say "copying'
+    )
+    assert changed != text
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        pytest.param(
+            {CONF: "version=1\nbackend=$(reboot)\n"}, "is not understood", id="tampered-config"
+        ),
+        pytest.param({CONF: ""}, "has no line version=", id="empty-config"),
+        pytest.param({"usr/bin/dd": FAILING}, "the copy failed", id="source-unreadable"),
+        pytest.param({"usr/sbin/modprobe": NO_ZRAM}, "module zram is not there", id="no-zram"),
+        pytest.param({"usr/sbin/e2fsck": UNSOUND}, "e2fsck failed (4)", id="copy-unsound"),
+        pytest.param({"usr/sbin/tune2fs": KILLER}, "unexpectedly", id="killed"),
+        pytest.param(
+            {"usr/lib/ramboot/ramboot-copy.sh": with_floor_reached_midway()},
+            "RAM ran out while copying",
+            id="ram-full-midway",
+        ),
+    ],
+)
+def test_a_fault_ends_in_a_persistent_boot_that_says_so(
+    applied_disk: Disk, machine: MachineMaker, files: dict[str, str], reason: str
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start_direct("ramboot=zram", files=files)
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, reason)
+
+
+def test_too_little_ram_says_need_and_have(applied_disk: Disk, machine: MachineMaker) -> None:
+    dom0 = machine(applied_disk, memory_mib=1700)
+    dom0.start_direct("ramboot=zram")
+    dom0.unlock()
+    dom0.wait_for("not enough RAM for zram", 120)
+    dom0.shell()
+    assert_persistent(dom0, "available")
