@@ -2,7 +2,8 @@
 # Checks only: pillar, synced modules, tools, layout of the root. Everything else requires it.
 #   qubesctl state.apply ramboot.preflight
 
-{%- set needed = ['ramboot_preflight.faults', 'ramboot_config.load', 'ramboot_swap.active'] %}
+{%- set needed = ['ramboot.status', 'ramboot_config.load', 'ramboot_grub.configs', 'ramboot_initramfs.states',
+    'ramboot_preflight.faults', 'ramboot_record.entries', 'ramboot_swap.active'] %}
 {%- set unknown = needed | reject('in', salt) | list %}
 
 {%- if unknown %}

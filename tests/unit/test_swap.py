@@ -494,3 +494,12 @@ def test_the_record_is_written_before_the_first_change(swap, dom0, monkeypatch):
     record = dom0.root / "var/lib/ramboot/swap.json"
     assert record.stat().st_mode & 0o777 == 0o600
     assert json.loads(record.read_text()) == seen[0]
+
+
+def test_the_type_makes_a_swap_line_not_what_stands_in_the_other_fields(state, world):
+    other = "/swap none ext4 swap 0 0\nswap swap tmpfs size=1m 0 0\nLABEL=swap /swap xfs defaults\n"
+    path = world.write("/etc/fstab", f"{other}/dev/a swap swap\n/dev/b none swap sw 0 0\nx y\n")
+    state.off(NAME)
+    assert path.read_text() == (
+        f"{other}#ramboot: /dev/a swap swap\n#ramboot: /dev/b none swap sw 0 0\nx y\n"
+    )
