@@ -50,6 +50,14 @@ PROGRAMS = {
 }
 SHELLS = {"bash", "busybox", "dash", "mksh"}
 
+# dracut modules without which dom0 would not find, open or take over its root (or would lose what
+# Qubes puts before it). Others come and go: an installer's image is generic, a rebuilt one is not.
+# Names of dracut 059 to 106 and of core-admin-linux (dracut/modules.d).
+ESSENTIAL = frozenset(
+    "base crypt dash bash busybox dm dracut-systemd fs-lib kernel-modules lvm mdraid plymouth"
+    " qubes-pciback qubes-udev rootfs-block systemd systemd-cryptsetup"
+    " systemd-initrd systemd-udevd udev-rules".split()
+)
 # ours, dracut's list of modules, and anything that may be one of PROGRAMS
 PATTERNS = [
     "*ramboot*",
@@ -601,7 +609,7 @@ def _kept(
     old: dict[str, Any], new: dict[str, Any], *, ours_goes: bool
 ) -> tuple[list[str], list[str]]:
     """Modules and programs of the old image that the new one lacks and should have."""
-    modules = set(old["modules"]) - set(new["modules"]) - {MODULE}
+    modules = (set(old["modules"]) - set(new["modules"])) & ESSENTIAL
     # a module that dracut itself no longer has is an update's doing
     modules &= _offered_modules()
     # the shell in the image is whichever the other modules agree on

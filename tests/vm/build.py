@@ -314,7 +314,7 @@ def formula_payload(target: Path, pillar: str) -> Path:
 
 
 def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
-    """`base` after `state.apply ramboot` in it, with real Salt, booted through GRUB and Xen."""
+    """`base` after `state.apply ramboot` in it, with real Salt."""
     from vm.machine import Machine  # it needs this module in turn
 
     start = base(layout)
@@ -336,7 +336,8 @@ def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
                     payload=formula_payload(place.parent / "payload.tar", pillar),
                 ) as dom0,
             ):
-                dom0.start()
+                # without Xen dracut takes a third of the time, and makes the same image
+                dom0.start_direct()
                 dom0.unlock()
                 dom0.shell()
                 dom0.install_payload()
