@@ -53,11 +53,28 @@ SHELLS = {"bash", "busybox", "dash", "mksh"}
 # dracut modules without which dom0 would not find, open or take over its root (or would lose what
 # Qubes puts before it). Others come and go: an installer's image is generic, a rebuilt one is not.
 # Names of dracut 059 to 106 and of core-admin-linux (dracut/modules.d).
-ESSENTIAL = frozenset(
-    "base crypt dash bash busybox dm dracut-systemd fs-lib kernel-modules lvm mdraid plymouth"
-    " qubes-pciback qubes-udev rootfs-block systemd systemd-cryptsetup"
-    " systemd-initrd systemd-udevd udev-rules".split()
-)
+ESSENTIAL = {
+    "base",
+    "bash",
+    "busybox",
+    "crypt",
+    "dash",
+    "dm",
+    "dracut-systemd",
+    "fs-lib",
+    "kernel-modules",
+    "lvm",
+    "mdraid",
+    "plymouth",
+    "qubes-pciback",
+    "qubes-udev",
+    "rootfs-block",
+    "systemd",
+    "systemd-cryptsetup",
+    "systemd-initrd",
+    "systemd-udevd",
+    "udev-rules",
+}
 # ours, dracut's list of modules, and anything that may be one of PROGRAMS
 PATTERNS = [
     "*ramboot*",
