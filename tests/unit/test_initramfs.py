@@ -319,6 +319,16 @@ def test_a_failure_names_what_had_been_rebuilt_before_it(machine, initramfs):
     assert initramfs.states()["6.1.0"]["state"] == "current"
 
 
+def test_a_module_that_only_a_generic_image_has_is_not_missed(machine, initramfs):
+    machine.module()
+    (machine.world.root / "usr/lib/dracut/modules.d/90btrfs").mkdir()
+    content = machine.stock("6.12.0")
+    content["usr/lib/dracut/modules.txt"][1] += "btrfs\n"
+    machine.put("6.12.0", content)
+    initramfs.rebuild()
+    assert initramfs.states()["6.12.0"]["state"] == "current"
+
+
 def test_a_module_that_dracut_no_longer_has_is_not_missed(machine, initramfs):
     machine.module()
     content = machine.stock("6.12.0")
