@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The boot scripts' functions against a tree with its own /proc, /sys and /etc, in both shells that
+dracut puts into an initramfs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
+PARTS = ("lib", "ask", "source", "copy", "root")
+GOOD = {
+    "version": "1",
+    "mode": "ask",
+    "backend": "zram",
+    "default": "n",
+    "timeout_s": "30",
+    "disk": "attached",
+    "swap": "session",
+    "zram_algorithm": "auto",
+    "zram_size_mib": "auto",
+    "tmpfs_size_mib": "auto",
+    "reserve_mib": "1024",
+    "headroom_mib": "1024",
+    "copy_timeout_s": "1800",
+}
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(params=["dash", "bash --posix"])
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
+    """Runs lines of shell after the boot scripts' functions, with tmp_path as the root."""
+    for directory in ("dev", "run/ramboot/work", "etc/ramboot", "proc", "sys"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "proc/uptime").write_text("12.34 5.6\n")
+    sources = "".join(f". {MODULE}/ramboot-{part}.sh\n" for part in PARTS)
+
+    def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*request.param.split(), "-c", sources + script],
+            env={**os.environ, "RAMBOOT_PREFIX": str(tmp_path), "LC_ALL": "C", **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def config(tmp_path: Path, *extra: str, **values: str) -> None:
+    lines = [f"{key}={value}" for key, value in {**GOOD, **values}.items() if value]
+    (tmp_path / "etc/ramboot/ramboot.conf").write_text("\n".join([*lines, *extra]) + "\n")
+
+
+# --- configuration ---------------------------------------------------------------------------
+
+
+def test_a_good_configuration_is_read(shell: Shell, tmp_path: Path) -> None:
+    config(tmp_path, "# comment", "exclude=/tmp/*", "exclude=/var/tmp/*")
+    done = shell(
+        'read_config && printf "%s|%s|%s" "$CONF_backend" "$CONF_timeout_s" "$CONF_EXCLUDE"'
+    )
+    assert done.stdout == "zram|30|/tmp/*\n/var/tmp/*\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "backend=$(touch pwned)",
+        "mode=snapshot",
+        "timeout_s=-1",
+        "timeout_s=99999999999999999999",
+        "reserve_mib=1k",
+        "exclude=relative/*",
+        "unknown=1",
+        "no equals sign",
+        "zram_size_mib=",
+    ],
+)
+def test_a_line_that_is_not_understood_is_an_error(shell: Shell, tmp_path: Path, line: str) -> None:
+    config(tmp_path, line)
+    done = shell('cd "$P"; read_config || printf "%s" "$reason"')
+    assert done.stdout == (
+        f"the configuration {tmp_path}/etc/ramboot/ramboot.conf has a line that is not understood: "
+        f"{line}"
+    )
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_missing_key_is_an_error(shell: Shell, tmp_path: Path, key: str) -> None:
+    config(tmp_path, **{key: ""})
+    done = shell('read_config || printf "%s" "$reason"')
+    assert done.stdout.endswith(f"has no line {key}=")
+
+
+def test_no_configuration_is_an_error(shell: Shell) -> None:
+    assert "is missing" in shell('read_config || printf "%s" "$reason"').stdout
+
+
+# --- status ----------------------------------------------------------------------------------
+
+
+def test_status_is_json_whatever_the_reason_holds(shell: Shell, tmp_path: Path) -> None:
+    shell(
+        """
+        printf 'copy 1234\\nprove 5\\n' > "$RUN/seconds"
+        reason='a "quoted" \\\\ back\tslash'
+        ST_REQUESTED=zram ST_DEVICE=/dev/x ST_FSTYPE=ext4 ST_BYTES=7 ST_NEEDED=8 ST_AVAILABLE=9
+        write_status persistent
+        """
+    )
+    assert json.loads((tmp_path / "run/ramboot/status.json").read_text()) == {
+        "schema": 1,
+        "session": "persistent",
+        "requested": "zram",
+        "backend": None,
+        "disk": None,
+        "reason": 'a "quoted" \\\\ back?slash',
+        "source": {"device": "/dev/x", "fstype": "ext4", "bytes": 7},
+        "ram": {"needed_bytes": 8, "available_bytes": 9, "limit_bytes": 0},
+        "seconds": {"copy": 12.34, "prove": 0.05},
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 MiB"), (512 << 20, "512 MiB"), (3500 << 20, "3.4 GiB")]
+)
+def test_sizes_as_a_person_reads_them(shell: Shell, size: int, text: str) -> None:
+    assert shell(f"human {size}").stdout == text
+
+
+# --- the root's device -----------------------------------------------------------------------
+
+
+FIND = """
+getarg() { printf '%s' "$ROOT"; }
+getargs() { printf '%s\\n' qubes_dom0/root qubes_dom0/swap; }
+lvm() { printf '%s\\n' "$PVS"; }
+timeout() { shift 3; "$@"; }
+find_root; printf '%s|%s|%s|%s|%s' $? "$ROOT_KIND" "$SOURCE_DISK" "$ROOT_SPEC" "$reason"
+"""
+
+
+def physical_volume(tmp_path: Path) -> None:
+    data = tmp_path / "run/udev/data"
+    data.mkdir(parents=True)
+    (data / "b254:0").write_text("E:ID_FS_TYPE=LVM2_member\n")
+
+
+@pytest.mark.parametrize(
+    ("root", "pvs", "found"),
+    [
+        (
+            "/dev/mapper/qubes_dom0-root",
+            " /dev/dm-0 qubes_dom0 0",
+            "0|lvm|/dev/dm-0|qubes_dom0/root|",
+        ),
+        ("UUID=1-2", " /dev/dm-0 qubes_dom0 0", "0|lvm|/dev/dm-0|qubes_dom0/root|"),
+        # incomplete: its other device is not here yet
+        ("/dev/qubes_dom0/root", " /dev/dm-0 qubes_dom0 1", "1||||"),
+        ("/dev/qubes_dom0/root", " /dev/dm-0 other 0", "1||||"),
+        (
+            "/dev/qubes_dom0/root",
+            " /dev/dm-0 qubes_dom0 0\n /dev/dm-1 qubes_dom0 0",
+            "2||||the volume group qubes_dom0 lies on 2 devices; ramboot supports one",
+        ),
+        ("", "", "2||||the kernel line has no root="),
+        ("/dev/mapper/luks-1", "", "1||||"),
+    ],
+)
+def test_which_device_holds_the_root(
+    shell: Shell, tmp_path: Path, root: str, pvs: str, found: str
+) -> None:
+    physical_volume(tmp_path)
+    assert shell(FIND, ROOT=root, PVS=pvs).stdout == found
+
+
+def test_lvm_is_not_asked_again_until_udev_saw_another_volume(shell: Shell, tmp_path: Path) -> None:
+    physical_volume(tmp_path)
+    again = FIND + 'PVS="/dev/dm-0 qubes_dom0 0"; find_root; printf "/%s" $?'
+    done = shell(again, ROOT="/dev/qubes_dom0/root", PVS="")
+    assert done.stdout == "1||||/1"
+
+
+def test_dashes_in_volume_names_are_doubled(shell: Shell) -> None:
+    assert shell("dm_name my-vg/a-b").stdout == "my--vg-a--b"
+
+
+# --- zram ------------------------------------------------------------------------------------
+
+
+def zram(tmp_path: Path, number: int = 3) -> Path:
+    control = tmp_path / "sys/class/zram-control"
+    control.mkdir(parents=True)
+    (control / "hot_add").write_text(f"{number}\n")
+    device = tmp_path / f"sys/block/zram{number}"
+    device.mkdir(parents=True)
+    (device / "comp_algorithm").write_text("[lzo-rle] lzo lz4 zstd\n")
+    (device / "backing_dev").write_text("none\n")
+    return device
+
+
+def test_zram_takes_the_device_that_the_kernel_gives(shell: Shell, tmp_path: Path) -> None:
+    device = zram(tmp_path)
+    assert shell('zram_new N 4096 zstd && printf "%s" "$N"').stdout == "3"
+    assert (device / "disksize").read_text() == "4096"
+    assert (device / "comp_algorithm").read_text() == "zstd"
+
+
+def test_zram_with_a_backing_device_is_refused(shell: Shell, tmp_path: Path) -> None:
+    (zram(tmp_path) / "backing_dev").write_text("/dev/sda3\n")
+    assert shell('zram_new N 1 "" || printf "%s" "$reason"').stdout == "zram3 has a backing device"
+
+
+def test_no_zram_module_is_said(shell: Shell) -> None:
+    done = shell('modprobe() { return 1; }; zram_new N 1 "" || printf "%s" "$reason"')
+    assert done.stdout == "the kernel module zram is not there"
+
+
+@pytest.mark.parametrize(("asked", "chosen"), [("auto", "lz4"), ("zstd", "zstd")])
+def test_the_algorithm(shell: Shell, tmp_path: Path, asked: str, chosen: str) -> None:
+    zram(tmp_path)
+    assert (
+        shell(f'CONF_zram_algorithm={asked}; choose_algorithm 3; printf "%s" "$ALGORITHM"').stdout
+        == chosen
+    )
+
+
+# --- what the copy becomes -------------------------------------------------------------------
+
+FSTAB = """\
+# a comment
+/dev/mapper/qubes_dom0-root / ext4 defaults,x-systemd.device-timeout=0 1 1
+UUID=1 /boot ext4 defaults 1 2
+UUID=2 /boot/efi vfat umask=0077 0 2
+/dev/mapper/qubes_dom0-swap none swap defaults,x-systemd.device-timeout=0 0 0
+/swapfile none swap sw 0 0
+/dev/qubes/pool /var/lib/qubes xfs defaults 0 2
+tmpfs /tmp tmpfs size=1G 0 0
+"""
+PREPARE = """
+CONF_swap=$SWAP SOURCE_DISK=/dev/dm-0 ST_FSTYPE=ext4 ST_BACKEND=$BACKEND
+root_prepare "$P/root" && printf done || printf '%s' "$reason"
+"""
+
+
+def a_root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "etc/systemd/system").mkdir(parents=True)
+    (root / "usr/lib/systemd/system").mkdir(parents=True)
+    (root / "usr/lib/systemd/system/data.swap").write_text("[Swap]\nWhat=/data\n")
+    (root / "etc/fstab").write_text(FSTAB)
+    (root / "etc/fstab").chmod(0o640)
+    (root / "etc/crypttab").write_text(
+        "luks-1 UUID=1 none\nswap /dev/sda9 /dev/urandom swap\nx /y\n"
+    )
+    name = tmp_path / "sys/class/block/dm-0/dm"
+    name.mkdir(parents=True)
+    (name / "name").write_text("luks-1\n")
+    (tmp_path / "dev/dm-0").touch()
+    return root
+
+
+def test_the_copy_mounts_neither_root_nor_swap_nor_boot(shell: Shell, tmp_path: Path) -> None:
+    root = a_root(tmp_path)
+    script = "kernel_name() { printf '%s' \"${1##*/}\"; }" + PREPARE
+    assert shell(script, SWAP="session", BACKEND="zram").stdout == "done"
+    active = [line for line in (root / "etc/fstab").read_text().splitlines() if line[0] != "#"]
+    assert active == [
+        "UUID=1 /boot ext4 defaults,noauto,nofail 1 0",
+        "UUID=2 /boot/efi vfat umask=0077,noauto,nofail 0 0",
+        "/dev/qubes/pool /var/lib/qubes xfs defaults,nofail 0 0",
+        "tmpfs /tmp tmpfs size=1G 0 0",
+    ]
+    assert (root / "etc/fstab").stat().st_mode & 0o777 == 0o640
+    crypttab = (root / "etc/crypttab").read_text().splitlines()
+    assert [line for line in crypttab if line[0] != "#"] == ["x /y"]
+    for unit in ("swap.target", "data.swap", "grub-boot-indeterminate.service"):
+        assert os.readlink(root / "etc/systemd/system" / unit) == "/dev/null"
+    assert os.readlink(root / "etc/systemd/user/grub-boot-success.timer") == "/dev/null"
+    assert not (root / "etc/systemd/system/qubes-meminfo-writer-dom0.service").is_symlink()
+
+
+def test_swap_kept_stays_as_it_was(shell: Shell, tmp_path: Path) -> None:
+    root = a_root(tmp_path)
+    assert shell(PREPARE, SWAP="keep", BACKEND="tmpfs").stdout == "done"
+    swaps = [line for line in (root / "etc/fstab").read_text().splitlines() if " swap " in line]
+    assert [line[0] for line in swaps] == ["/", "/"]
+    assert not (root / "etc/systemd/system/swap.target").is_symlink()
+    # a tmpfs root counts as free memory for qmemman, which would take it away
+    reporter = root / "etc/systemd/system/qubes-meminfo-writer-dom0.service"
+    assert os.readlink(reporter) == "/dev/null"
+
+
+@pytest.mark.parametrize("target", ["/var", "/usr/local", "/home", "/etc"])
+def test_a_system_directory_on_another_volume_is_refused(
+    shell: Shell, tmp_path: Path, target: str
+) -> None:
+    root = a_root(tmp_path)
+    (root / "etc/fstab").write_text(f"UUID=9 {target} ext4 defaults 0 2\n")
+    done = shell('root_check "$P/root" || printf "%s" "$reason"')
+    assert done.stdout == (
+        f"{target} is on a volume of its own, which a RAM session would go on writing"
+    )
+
+
+# --- copies ----------------------------------------------------------------------------------
+
+COPY = """
+layer_healthy() { :; }
+meminfo_bytes() { printf 9999999999; }
+now_cs() { read -r up _ < /proc/uptime; printf '%s' "${up%.*}${up#*.}"; }
+CONF_reserve_mib=1 CONF_copy_timeout_s=60 ST_DEVICE=source ST_BYTES=$(used_bytes "$RUN/source")
+"""
+
+
+def a_tree(tmp_path: Path) -> Path:
+    source = tmp_path / "run/ramboot/source"
+    (source / "dir with space/deep").mkdir(parents=True)
+    (tmp_path / "run/ramboot/root/root").mkdir(parents=True)
+    (source / "new\nline").write_text("x")
+    os.link(source / "new\nline", source / "dir with space/hard")
+    (source / "link").symlink_to("/nowhere")
+    with (source / "sparse").open("wb") as stream:
+        stream.truncate(50 << 20)
+        stream.seek(10 << 20)
+        stream.write(b"data")
+    os.mkfifo(source / "fifo")
+    os.setxattr(source / "sparse", "user.colour", b"blue")
+    (source / "setuid").write_text("x")
+    (source / "setuid").chmod(0o4755)
+    os.utime(source / "setuid", ns=(1_000_000_001, 1_000_000_001))
+    for number in range(40):
+        (source / f"dir with space/deep/{number}").write_text("y" * number)
+    os.utime(source / "dir with space", ns=(5, 5))
+    (tmp_path / "proc/cpuinfo").write_text("processor : 0\nprocessor : 1\n")
+    return source
+
+
+def test_a_file_copy_keeps_what_it_found(shell: Shell, tmp_path: Path) -> None:
+    source = a_tree(tmp_path)
+    if os.geteuid() == 0:
+        os.mknod(source / "null", 0o020666, os.makedev(1, 3))
+        os.chown(source / "fifo", 1234, 5678)
+    done = shell(COPY + 'build_files && prove_files && printf done || printf "%s" "$reason"')
+    assert done.stdout.endswith("done"), done.stdout + done.stderr
+    copy = tmp_path / "run/ramboot/root/root"
+    assert (copy / "new\nline").stat().st_ino == (copy / "dir with space/hard").stat().st_ino
+    assert os.getxattr(copy / "sparse", "user.colour") == b"blue"
+    assert (copy / "sparse").stat().st_blocks <= (source / "sparse").stat().st_blocks + 256
+    assert (copy / "setuid").stat().st_mode & 0o7777 == 0o4755
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        'printf z >> "$RUN/root/root/setuid"',
+        'rm "$RUN/root/root/link"',
+        'chmod 0700 "$RUN/root/root/dir with space"',
+        'touch "$RUN/root/root/sparse"',
+        'touch "$RUN/root/root/more"',
+    ],
+)
+def test_a_copy_that_differs_is_not_proven(shell: Shell, tmp_path: Path, damage: str) -> None:
+    a_tree(tmp_path)
+    done = shell(f'{COPY} build_files; {damage}; prove_files || printf "/%s" "$reason"')
+    assert "/the copy differs from its source" in done.stdout
+
+
+def test_an_unreadable_source_is_a_copy_error(shell: Shell, tmp_path: Path) -> None:
+    a_tree(tmp_path)
+    script = COPY + (
+        'tar() { case "$*" in *-cf*) echo "Cannot read: Input/output error" >&2; return 2;; esac;'
+        ' command tar "$@"; }; build_files || printf "/%s" "$reason"'
+    )
+    assert "/the copy failed: Cannot read: Input/output error" in shell(script).stdout
+
+
+def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> None:
+    a_tree(tmp_path)
+    image = tmp_path / "source.img"
+    with image.open("wb") as stream:
+        stream.truncate(96 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-d", tmp_path / "etc", image], check=True)
+    with (tmp_path / "copy.img").open("wb") as stream:
+        stream.truncate(96 << 20)
+    (tmp_path / "dev/zram7").symlink_to(tmp_path / "copy.img")
+    script = COPY + (
+        f"SOURCE_ROOT={image} ROOT_ZRAM=7\n"
+        'plan_blocks || printf "%s" "$reason"\n'
+        'mv "$RUN/work/pieces" "$RUN/work/list.0"\n'
+        f'copy_piece_list "$RUN/work/list.0" {tmp_path}/copy.img\n'
+    )
+    done = shell(script)
+    assert done.stdout == "", done.stdout + done.stderr
+    pieces = (tmp_path / "run/ramboot/work/list.0").read_text().split("\n")[:-1]
+    assert sum(int(piece.split()[1]) for piece in pieces) < 96 << 20
+    subprocess.run(["e2fsck", "-fn", tmp_path / "copy.img"], check=True, capture_output=True)
+    heads = [
+        subprocess.run(["dumpe2fs", "-h", path], capture_output=True, check=True).stdout
+        for path in (image, tmp_path / "copy.img")
+    ]
+    assert heads[0] == heads[1]
