@@ -71,7 +71,8 @@ class Machine:
         self._read_only = read_only
         self._graphics = graphics
         results.mkdir(parents=True, exist_ok=True)
-        self._work = Path(tempfile.mkdtemp(dir=results, prefix=f".{name}-"))
+        # a socket's path has room for 107 bytes, and tests have long names
+        self._work = Path(tempfile.mkdtemp(dir=results, prefix="."))
         self.disk = disk.overlay(self._work / "disk.qcow2")
         self._boots = 0
         self._commands = 0
