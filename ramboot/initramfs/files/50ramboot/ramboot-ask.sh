@@ -3,8 +3,9 @@
 #
 # The question "Boot to RAM?". On the splash, keys come through plymouth watch-keystroke: it is
 # the one request that leaves nothing queued in plymouthd when it is ended (its ask-question has
-# no time limit and swallows the next input: plymouth src/main.c). Without a splash: a line from
-# the console.
+# no time limit and swallows the next input: plymouth src/main.c). It reports one key and ends,
+# so there y or n decides at once and the Enter after it falls into the void. Without a splash:
+# a line from the console.
 
 # A wrong answer asks again, this often at most.
 ASK_TRIES=10
@@ -56,21 +57,24 @@ question() {
         "$CONF_default" "$ST_BACKEND" "$ASK_NEEDED" "$ASK_AVAILABLE" "$wait"
 }
 
-# read_answer END: one line in ANSWER_LINE; 1 when the time is over.
+# read_answer END: one line, or on the splash one key, in ANSWER_LINE; 1 when the time is over.
 read_answer() {
     local left slice
     ANSWER_LINE=
+    if splash_running; then
+        read_key "$1"
+        case $? in
+            0) return 0 ;;
+            1) return 1 ;;
+        esac
+    fi
     while :; do
         left=$(seconds_left "$1")
         [ "$left" -gt 0 ] || return 1
         slice=$left
         [ "$slice" -le "$ASK_REFRESH_S" ] || slice=$ASK_REFRESH_S
-        if splash_running; then
-            read_keys "$left" "$slice" && return 0
-        else
-            printf '\r%s ' "$(question "$left")" > "$P/dev/console"
-            read_console "$slice" && return 0
-        fi
+        printf '\r%s ' "$(question "$left")" > "$P/dev/console"
+        read_console "$slice" && return 0
     done
 }
 
@@ -82,37 +86,41 @@ read_console() {
     ANSWER_LINE=$(printf '%s' "$ANSWER_LINE" | LC_ALL=C tr -dc ' -~' | sed 's/^ *//; s/ *$//' | cut -c 1-20)
 }
 
-# read_keys LEFT SECONDS: key by key from the splash until Enter; TYPED keeps what is there so far.
-read_keys() {
-    local end key before
-    splash_replace "$(question "$1")${TYPED:+ $TYPED}"
-    printf '\r%s %s' "$(question "$1")" "$TYPED" > "$P/dev/console" 2> /dev/null || :
-    end=$(($(now_cs) + $2 * 100))
+# read_key END: 0: a key; 1: the time is over; 2: no splash any more.
+# One watcher for the whole time: no key is lost while the line is shown anew.
+read_key() {
+    local watcher left shown=-1
+    mkdir -p "$RUN"
+    rm -f "$RUN/key"
+    # the dot tells Enter, whose newline $(...) drops, from nothing
+    (plymouth watch-keystroke --keys="$ASK_KEYS" > "$RUN/key" 2> /dev/null && printf . >> "$RUN/key") &
+    watcher=$!
+    # the watcher has reached the daemon before this has, so the question comes after it
+    splash_running
     while :; do
-        before=$(now_cs)
-        [ "$before" -lt "$end" ] || return 1
-        key=$(timeout "$(((end - before + 99) / 100))" plymouth watch-keystroke --keys="$ASK_KEYS" 2> /dev/null && printf .)
-        case $key in
-            '')
-                timeout 2 plymouth ignore-keystroke --keys="$ASK_KEYS" 2> /dev/null || :
-                # the daemon is gone: do not spin until the time is over
-                [ $(($(now_cs) - before)) -gt 20 ] || sleep 1
-                splash_running || return 1
-                ;;
-            "$ENTER"* | .) # Enter: the newline itself, or nothing before our dot
-                ANSWER_LINE=$TYPED
-                TYPED=
-                return 0
-                ;;
-            *)
-                TYPED=$(printf '%s%s' "$TYPED" "${key%%[!a-zA-Z]*}" | cut -c 1-20)
-                splash_replace "$(question "$(((end - $(now_cs)) / 100 + $1 - $2))") $TYPED"
-                ;;
-        esac
+        left=$(seconds_left "$1")
+        kill -0 "$watcher" 2> /dev/null && [ "$left" -gt 0 ] || break
+        if [ "$shown" -lt 0 ] || [ $((shown - $(now_cs) / 100)) -le 0 ]; then
+            splash_replace "$(question "$left")"
+            printf '\r%s ' "$(question "$left")" > "$P/dev/console" 2> /dev/null || :
+            shown=$(($(now_cs) / 100 + ASK_REFRESH_S))
+        fi
+        sleep 0.5
     done
+    if kill -0 "$watcher" 2> /dev/null; then
+        kill_tree "$watcher"
+        wait "$watcher" 2> /dev/null
+        timeout 2 plymouth ignore-keystroke --keys="$ASK_KEYS" 2> /dev/null || :
+        rm -f "$RUN/key"
+        return 1
+    fi
+    ANSWER_LINE=$(cat "$RUN/key" 2> /dev/null)
+    rm -f "$RUN/key"
+    case $ANSWER_LINE in
+        *.) ;;
+        *) return 2 ;;
+    esac
+    ANSWER_LINE=$(printf '%s' "${ANSWER_LINE%.}" | tr -dc 'a-zA-Z')
 }
 ASK_KEYS='abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 '
-ENTER='
-'
-TYPED=
