@@ -124,7 +124,11 @@ class Machine:
             grubcfg.find(boot.grub_cfg, entry)[1] if entry else grubcfg.entries(boot.grub_cfg)[0]
         )
         line = [word for word in found.linux_arguments if not word.startswith("console=")]
-        line += ["console=hvc0" if xen else "console=ttyS0", *arguments.split()]
+        # without Xen there is no hvc0, and systemd would wait 90 s for it
+        line += (
+            ["console=hvc0"] if xen else ["console=ttyS0", "systemd.mask=serial-getty@hvc0.service"]
+        )
+        line += arguments.split()
         image = self._work / "initrd"
         content = (initrd or boot.initrd).read_bytes()
         image.write_bytes(cpio.laid_over(content, files) if files else content)
