@@ -39,12 +39,6 @@ def applied_disk() -> Disk:
     return build.applied()
 
 
-@pytest.fixture(scope="session")
-def bare_disk() -> Disk:
-    """The machine without LUKS, before the formula."""
-    return build.base("thin")
-
-
 @pytest.fixture
 def machine(request: pytest.FixtureRequest) -> Iterator[MachineMaker]:
     """Makes machines: `machine(disk, memory_mib=...)`. They are switched off and thrown away at
