@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The benchmark, as far as it needs no VM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import bench, figures, guide
+
+REPO = Path(__file__).resolve().parents[2]
+
+ROUND = {
+    "boot.zram.time": (10.0, 40.0),
+    "boot.tmpfs.time": (12.0, 24.0),
+    "copy.zram.time": (5.0, 10.0),
+    "copy.tmpfs.time": (6.0, 8.0),
+    "copy.zram.ram": (300_000_000, 330_000_000),
+    "written.attached": (0, 9_600_000),
+}
+
+
+def test_json_has_ours_guide_ratio_and_unit_of_every_name():
+    told = json.loads(figures.to_json(figures.averaged([ROUND])))
+    assert set(told) == set(ROUND)
+    assert told["copy.zram.time"] == {"ours": 5.0, "guide": 10.0, "ratio": 0.5, "unit": "s"}
+    assert told["written.attached"] == {
+        "ours": 0,
+        "guide": 9_600_000,
+        "ratio": 0.0,
+        "unit": "bytes",
+    }
+
+
+def test_rounds_are_averaged_before_the_ratio():
+    second = ROUND | {"copy.zram.time": (7.0, 14.0), "copy.zram.ram": (300_000_001, 330_000_000)}
+    found = figures.averaged([ROUND, second])
+    assert found["copy.zram.time"] == figures.Figure(6.0, 12.0, "s")
+    assert isinstance(found["copy.zram.ram"].ours, int)
+
+
+def test_a_round_that_lacks_a_figure_is_refused():
+    with pytest.raises(KeyError, match=r"copy\.tmpfs\.time"):
+        figures.averaged([{k: v for k, v in ROUND.items() if k != "copy.tmpfs.time"}])
+
+
+def test_nothing_is_divided_by_zero():
+    found = {"written.attached": figures.Figure(4096, 0, "bytes")}
+    assert json.loads(figures.to_json(found))["written.attached"]["ratio"] is None
+    assert figures.table(found).splitlines()[2].split("|")[4].strip() == "-"
+
+
+def test_the_table_lines_up_and_is_markdown():
+    lines = figures.table(figures.averaged([ROUND])).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert set(lines[1]) == set("|-: ")
+    cells = [cell.strip() for cell in lines[2].split("|")]
+    assert cells == ["", "`boot.zram.time`", "10.0", "40.0", "0.25", "s", ""]
+    assert "330,000,000" in lines[6]
+
+
+def test_the_guides_script_is_the_one_whose_checksum_the_thread_publishes():
+    assert hashlib.sha256(guide.SCRIPTS["zram"].encode()).hexdigest() == guide.PUBLISHED_SHA256
+    assert "zram" not in guide.SCRIPTS["tmpfs"]
+
+
+@pytest.mark.parametrize("backend", ["zram", "tmpfs"])
+def test_the_guides_copy_is_timed_from_its_file_system_to_the_end_of_cp(backend, tmp_path):
+    # the guide's script in the hook's own bash, with nothing that it does
+    harmless = 'for c in mkdir umount mount modprobe cp; do eval "$c() { sleep 0.1; }"; done\n'
+    script = tmp_path / "tmpfs"
+    script.write_text(
+        guide.SCRIPTS[backend]
+        .replace("/sys/block/zram0/disksize", "/dev/null")
+        .replace("/mnt/usr/sbin/mkfs.ext2", "true")
+    )
+    traced = guide.files(backend, "y")["usr/bin/bench-traced"]
+    (tmp_path / "traced").write_text(harmless + traced.replace("/usr/bin/tmpfs", str(script)))
+    done = subprocess.run(
+        ["bash", str(tmp_path / "traced")], input="y\n", capture_output=True, text=True, check=True
+    )
+    # modprobe, mount and cp; mount and cp
+    sleeps = 0.3 if backend == "zram" else 0.2
+    assert sleeps - 0.05 <= guide.copy_seconds(done.stderr) <= sleeps + 1
+
+
+def test_a_guide_that_did_not_end_has_no_time():
+    trace = "+ 30.10 50.00 modprobe zram\ncp: error\n+ 31.20 51.00 cp -a /mnt/bin /sysroot\n"
+    with pytest.raises(ValueError, match="did not come to its end"):
+        guide.copy_seconds(trace)
+    with pytest.raises(ValueError, match="did not come to its end"):
+        guide.copy_seconds("+ 30.10 50.00 read line\n+ 30.20 50.10 exit 0\n")
+
+
+def test_our_side_is_the_formulas_configuration_with_the_backend():
+    text = bench.our_configuration("tmpfs")["etc/ramboot/ramboot.conf"].splitlines()
+    assert {"mode=ask", "backend=tmpfs", "timeout_s=0", "zram_algorithm=auto"} <= set(text)
