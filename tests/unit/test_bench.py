@@ -66,6 +66,12 @@ def test_the_table_lines_up_and_is_markdown():
     assert "330,000,000" in lines[6]
 
 
+def test_the_published_table_is_that_of_the_published_figures():
+    published = figures.from_json((REPO / "docs/figures.json").read_text(encoding="utf-8"))
+    assert set(published) == set(figures.UNITS)
+    assert figures.table(published) in (REPO / "docs/figures.md").read_text(encoding="utf-8")
+
+
 def test_the_guides_script_is_the_one_whose_checksum_the_thread_publishes():
     assert hashlib.sha256(guide.SCRIPTS["zram"].encode()).hexdigest() == guide.PUBLISHED_SHA256
     assert "zram" not in guide.SCRIPTS["tmpfs"]
