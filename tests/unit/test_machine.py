@@ -106,6 +106,25 @@ def test_commands_return_what_they_said(shell_machine: Machine) -> None:
     assert shell_machine.succeed("true", 10) == ""
 
 
+def test_a_command_that_was_lost_on_the_way_is_typed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vm.machine._BEGIN_S", 1)
+    machine = machine_at(talk(tmp_path, "read -r lost; exec bash --norc --noediting -i"))
+    assert machine.succeed("echo here", 10) == "here"
+
+
+def test_a_long_line_is_typed_in_pieces_that_fit_xens_buffer(tmp_path: Path) -> None:
+    console = talk(tmp_path, "read -r line; echo got=$line")
+    sent: list[str] = []
+    send = console.process.send
+    console.process.send = lambda text: sent.append(text) or send(text)
+    console.enter("x" * 150)
+    console.wait_for("got=" + "x" * 150, 5)
+    assert max(map(len, sent)) <= 64
+    assert "".join(sent) == "x" * 150 + "\r"
+
+
 def test_a_command_that_fails_is_an_error_with_its_code_and_words(shell_machine: Machine) -> None:
     shell_machine.shell(10)
     with pytest.raises(CommandError, match=r"ended with 3: \(echo why; exit 3\)\nwhy"):

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import pexpect
 
 LINES_SHOWN = 40
+# Xen keeps 128 characters for dom0 and drops what comes while they are not fetched
+# (xen/drivers/char/console.c, SERIAL_RX_SIZE), so a line is typed in pieces, with a pause for dom0.
+PIECE, PAUSE_S = 48, 0.4
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-9;?=]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B]|[=>78cM])|[\x00-\x08\x0b-\x1f]"
 )
@@ -90,8 +94,12 @@ class Console:
         self.process.send(keys)
 
     def enter(self, line: str) -> None:
-        """Send a line and the Enter key."""
-        self.process.send(line + "\r")
+        """Send a line and the Enter key, no faster than Xen takes it."""
+        keys = line + "\r"
+        for start in range(0, len(keys), PIECE):
+            if start:
+                time.sleep(PAUSE_S)
+            self.process.send(keys[start : start + PIECE])
 
     def _error(self, what: str) -> ConsoleError:
         return ConsoleError(

@@ -38,6 +38,7 @@ FIRMWARE_S, PASSPHRASE_S, PROMPT_S, SHELL_S, COMMAND_S, POWEROFF_S = 90, 300, 12
 _SHELL_PROMPT = r"root@dom0:[^\n]{0,20}# ?"
 _EDITOR_HEAD = 2  # GRUB's editor puts "setparams TITLE" and an empty line before the entry's own
 _CHUNK = 180  # this serial line loses characters of long lines
+_BEGIN_S = 60  # a shell that has read a command says so sooner
 
 
 class CommandError(AssertionError):
@@ -403,9 +404,16 @@ class Machine:
                 self.console.enter(f"printf %s '{coded[start : start + _CHUNK]}' >>/run/vm-command")
             command = 'eval "$(base64 -d /run/vm-command)"'
         # The quotes keep the markers from matching what the terminal echoes.
-        self.console.enter(
-            f"echo VM-''BEGIN-{tag}; {{ {command}; }} 2>&1 </dev/null; echo VM-''END-{tag}-$?"
-        )
-        self.wait_for(f"VM-BEGIN-{tag}", timeout_s)
+        line = f"echo VM-''BEGIN-{tag}; {{ {command}; }} 2>&1 </dev/null; echo VM-''END-{tag}-$?"
+        self.console.enter(line)
+        try:
+            self.wait_for(f"VM-BEGIN-{tag}", min(_BEGIN_S, timeout_s))
+        except ConsoleError:
+            if not self.console.process.isalive():
+                raise
+            # it has not begun: characters were lost on the way, and the shell waits for the rest
+            self.console.type("\x03")
+            self.console.enter(line)
+            self.wait_for(f"VM-BEGIN-{tag}", timeout_s)
         match = self.wait_for(rf"VM-END-{tag}-(\d+)", timeout_s, regex=True)
         return int(match[1]), self.console.before.strip("\n")
