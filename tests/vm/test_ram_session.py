@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +59,36 @@ def assert_persistent(dom0: Machine, reason: str | None) -> None:
     # nothing of ours is left behind
     assert "ramboot" not in dom0.succeed("dmsetup ls")
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+
+
+def test_yes_at_the_prompt_runs_dom0_from_zram_and_leaves_the_disk_as_it_was(
+    applied_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start()
+    dom0.unlock()
+    line = dom0.at_prompt()
+    assert "zram" in line
+    assert "GiB" in line
+    assert "[n]" in line
+    dom0.answer("y")
+    dom0.shell()
+    assert dom0.succeed("cat /sys/hypervisor/type") == "xen"
+    assert_ram_session(dom0, "zram", "ext4")
+    assert dom0.succeed("findmnt -no SOURCE /").startswith("/dev/zram")
+    assert "zram" in dom0.succeed("runuser -u nobody -- ramboot status")
+    # the volume group is back for the qubes
+    assert "vm-work-private" in dom0.succeed("lvs --noheadings -o lv_name qubes_dom0")
+    # /boot stays away, the persistent session's files are all here
+    dom0.fail("mountpoint -q /boot")
+    dom0.succeed("echo gone with the power > /root/note && sync")
+    # the formula refuses to change a disk that it does not run from
+    said = dom0.fail(
+        "salt-call --local --retcode-passthrough state.apply ramboot.preflight", timeout_s=400
+    )
+    assert "RAM session" in said
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
 
 
 def test_the_menu_entry_needs_no_answer_and_a_persistent_boot_does_not_know_the_session(
@@ -124,12 +155,26 @@ def test_tmpfs_by_argument(applied_disk: Disk, machine: MachineMaker) -> None:
 # --- faults ---------------------------------------------------------------------------------------
 
 CONF = "etc/ramboot/ramboot.conf"
+MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
 # These take the place of a tool in the initramfs.
 FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
+KILLER = """#!/bin/sh
+for process in /proc/[0-9]*; do
+    grep -aq ramboot-initramfs "$process/cmdline" && kill -9 "${process#/proc/}"
+done
+"""
 NO_ZRAM = """#!/bin/bash
 case "$*" in *zram*) exit 1 ;; esac
 exec -a modprobe /usr/bin/kmod "$@"
 """
+
+
+def killed_while_handing_over() -> str:
+    """The main script, killed when systemd's units for the disk's root are already replaced."""
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    point = "        try 60 systemctl daemon-reload || return 1\n"
+    assert text.count(point) == 1
+    return text.replace(point, point + "        kill -9 $$\n")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +186,12 @@ exec -a modprobe /usr/bin/kmod "$@"
         pytest.param({CONF: ""}, "has no line version=", id="empty-config"),
         pytest.param({"usr/bin/dd": FAILING}, "the copy failed", id="source-unreadable"),
         pytest.param({"usr/sbin/modprobe": NO_ZRAM}, "module zram is not there", id="no-zram"),
+        pytest.param({"usr/sbin/tune2fs": KILLER}, "unexpectedly", id="killed"),
+        pytest.param(
+            {"usr/bin/ramboot-initramfs": killed_while_handing_over()},
+            "unexpectedly",
+            id="killed-while-handing-over",
+        ),
     ],
 )
 def test_a_fault_ends_in_a_persistent_boot_that_says_so(
@@ -151,3 +202,12 @@ def test_a_fault_ends_in_a_persistent_boot_that_says_so(
     dom0.unlock()
     dom0.shell()
     assert_persistent(dom0, reason)
+
+
+def test_too_little_ram_says_need_and_have(applied_disk: Disk, machine: MachineMaker) -> None:
+    dom0 = machine(applied_disk, memory_mib=1700)
+    dom0.start_direct("ramboot=zram")
+    dom0.unlock()
+    dom0.wait_for("not enough RAM for zram", 120)
+    dom0.shell()
+    assert_persistent(dom0, "available")

@@ -24,7 +24,7 @@ installkernel() {
 }
 
 install() {
-    local name hook
+    local name
 
     inst_multiple awk blkid blockdev cat chmod chown cmp cp cut date dd df dmsetup du \
         find grep head id ln ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \

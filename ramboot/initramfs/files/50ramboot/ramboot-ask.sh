@@ -15,7 +15,7 @@ ASK_REFRESH_S=10
 # ask: sets `answer` to y or n, and `answered` to what decided (key, time-out, tries).
 # Uses CONF_default, CONF_timeout_s, ST_BACKEND, ASK_NEEDED and ASK_AVAILABLE (texts).
 ask() {
-    local end tries=0 line
+    local end tries=0
     answer=$CONF_default
     answered=time-out
     end=$(($(now_cs) / 100 + CONF_timeout_s))

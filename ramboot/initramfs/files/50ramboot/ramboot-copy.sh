@@ -251,9 +251,14 @@ collect_workers() {
     done
     WORKERS=
     [ -z "$failed" ] || {
-        reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)")"
+        copy_error
         return 1
     }
+}
+
+# copy_error: the first thing that a worker had to say.
+copy_error() {
+    reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)")"
 }
 
 # --- blocks ---------------------------------------------------------------------------------
@@ -360,10 +365,7 @@ build_blocks() {
 # prove_blocks: the copy is a sound file system with as many blocks and inodes in use as the source.
 prove_blocks() {
     local fields='^(Inode count|Block count|Free blocks|Free inodes|Filesystem UUID|Block size):'
-    layer_healthy || {
-        reason="ramboot's layer over $SOURCE_DISK became invalid while copying"
-        return 1
-    }
+    layer_healthy || return 1
     blockdev --flushbufs "/dev/zram$ROOT_ZRAM" 2> /dev/null
     try 600 e2fsck -fn "/dev/zram$ROOT_ZRAM" || return 1
     LC_ALL=C dumpe2fs -h "$SOURCE_ROOT" 2> /dev/null | grep -E "$fields" > "$RUN/work/source.sb"
@@ -434,10 +436,6 @@ build_files() {
     }
 }
 
-copy_error() {
-    reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)")"
-}
-
 # tree_list DIRECTORY: type, mode, owner, links, size, time and target of each entry. A
 # directory's size and a mount point's links are the file system's own affair.
 tree_list() {
@@ -450,10 +448,7 @@ tree_list() {
 
 # prove_files: each entry is there, with everything that find can tell.
 prove_files() {
-    layer_healthy || {
-        reason="ramboot's layer over $SOURCE_DISK became invalid while copying"
-        return 1
-    }
+    layer_healthy || return 1
     tree_list "$RUN/source" > "$RUN/work/source.tree" && tree_list "$RUN/root/root" > "$RUN/work/copy.tree" || {
         reason='source and copy could not be compared'
         return 1

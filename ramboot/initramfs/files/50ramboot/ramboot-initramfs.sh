@@ -195,7 +195,6 @@ open_disk() {
     fi
     save_state
     phase ''
-    : > "$RUN/building"
     # a child, so that a signal or a bug there comes back here
     (
         make_root
@@ -211,7 +210,7 @@ open_disk() {
     if [ "$rc" -eq 0 ] && layer_down; then
         reason=
         save_state
-        rm -rf "$RUN/building" "$RUN/work"
+        rm -rf "$RUN/work"
         : > "$RUN/ready"
         say "the root file system is in RAM ($ST_BACKEND)"
         rescan
@@ -251,6 +250,7 @@ rescan() {
 
 # take_back: everything of the RAM root away, the disk free again.
 take_back() {
+    give_back_sysroot
     umount_below "$RUN/source"
     umount_below "$RUN/root"
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
@@ -258,7 +258,7 @@ take_back() {
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/building" "$RUN/ready" "$RUN/work"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work"
 }
 
 # persistent: reports a boot from the disk.
@@ -292,7 +292,6 @@ pre_mount() {
         write_status ram
         return 0
     }
-    give_back_sysroot
     take_back
     persistent
 }
@@ -314,15 +313,22 @@ hand_over() {
     rm -f /run/initramfs/.need_shutdown
 }
 
+# give_back_sysroot: systemd's own units for the disk's root again.
 give_back_sysroot() {
     umount "${NEWROOT:-/sysroot}" 2> /dev/null || :
+    remove_units || return 0
+    systemctl daemon-reload
+}
+
+# remove_units: those that hand_over wrote; 1 if there were none.
+remove_units() {
+    [ -e /run/systemd/system/sysroot.mount ] || [ -e /run/systemd/system/systemd-fsck-root.service ] || return 1
     rm -f /run/systemd/system/systemd-fsck-root.service /run/systemd/system/sysroot.mount
-    [ ! -d /run/systemd/system ] || systemctl daemon-reload
 }
 
 cleanup() {
-    rm -f /run/systemd/system/systemd-fsck-root.service /run/systemd/system/sysroot.mount
-    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/copy" "$RUN/exclude"
+    remove_units || :
+    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/exclude"
     rmdir "$RUN/source" "$RUN/root" 2> /dev/null || :
 }
 

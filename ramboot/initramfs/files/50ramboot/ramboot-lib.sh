@@ -13,14 +13,18 @@ MIB=1048576
 
 # say TEXT: on the screen (console and splash) and in the journal.
 say() {
-    printf '<5>ramboot: %s\n' "$*" > "$P/dev/kmsg" 2> /dev/null || :
-    screen "ramboot: $*"
+    tell 5 "$*"
 }
 
 # warn TEXT: as say, marked as a warning in the journal.
 warn() {
-    printf '<4>ramboot: %s\n' "$*" > "$P/dev/kmsg" 2> /dev/null || :
-    screen "ramboot: $*"
+    tell 4 "$*"
+}
+
+# tell LEVEL TEXT: LEVEL as in syslog(3).
+tell() {
+    printf '<%s>ramboot: %s\n' "$1" "$2" > "$P/dev/kmsg" 2> /dev/null || :
+    screen "ramboot: $2"
 }
 
 # screen TEXT: one line on the console and on the splash, in no log.
@@ -104,8 +108,7 @@ read_config() {
         reason="the configuration $CONF is missing in the initramfs"
         return 1
     }
-    for key in version mode backend default timeout_s disk swap zram_algorithm zram_size_mib \
-        tmpfs_size_mib reserve_mib headroom_mib copy_timeout_s; do
+    for key in $CONF_KEYS; do
         unset "CONF_$key"
     done
     while IFS= read -r line || [ -n "$line" ]; do
@@ -143,8 +146,7 @@ read_config() {
         }
         [ "$key" = exclude ] || eval "CONF_$key=\$value"
     done < "$CONF"
-    for key in version mode backend default timeout_s disk swap zram_algorithm zram_size_mib \
-        tmpfs_size_mib reserve_mib headroom_mib copy_timeout_s; do
+    for key in $CONF_KEYS; do
         eval "value=\${CONF_$key:-}"
         [ -n "$value" ] || {
             reason="the configuration $CONF has no line $key="
@@ -152,6 +154,10 @@ read_config() {
         }
     done
 }
+
+# Each must be there; exclude may be, and more than once.
+CONF_KEYS='version mode backend default timeout_s disk swap zram_algorithm zram_size_mib
+tmpfs_size_mib reserve_mib headroom_mib copy_timeout_s'
 
 bad_config() {
     reason="the configuration $CONF has a line that is not understood: $(printable "$1")"

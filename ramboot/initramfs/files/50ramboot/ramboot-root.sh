@@ -19,7 +19,7 @@ SYSTEM_DIRS='/usr /etc /var /home /root /opt /srv /lib /bin /sbin'
 
 # root_check DIRECTORY: refuses a system of which a part lies on another volume of the disk.
 root_check() {
-    local spec target dir
+    local spec target type dir
     [ -f "$1/etc/fstab" ] || return 0
     while read -r spec target type _; do
         case $spec in

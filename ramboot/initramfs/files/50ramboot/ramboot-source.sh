@@ -186,11 +186,7 @@ layer_lvm() {
 
 # layer_holds_root: no volume of the disk may be reached except through the layer.
 layer_holds_root() {
-    local root holder
-    root=$(kernel_name "$SOURCE_ROOT")
-    holder=$(kernel_name "$SOURCE_DISK")
-    [ "$ROOT_KIND" = device ] || [ -n "$root" ] || return 1
-    set -- "$P/sys/class/block/$holder/holders"/*
+    set -- "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/holders"/*
     if [ $# -ne 1 ] || [ "${1##*/}" != "$(kernel_name "/dev/mapper/$LAYER")" ]; then
         reason="something else than ramboot's layer uses $SOURCE_DISK"
         return 1
@@ -200,7 +196,10 @@ layer_holds_root() {
 # layer_healthy: a full store invalidates the snapshot.
 layer_healthy() {
     case $(dmsetup status "$LAYER" 2> /dev/null) in
-        *Invalid* | *Overflow* | '') return 1 ;;
+        *Invalid* | *Overflow* | '')
+            reason="ramboot's layer over $SOURCE_DISK became invalid while copying"
+            return 1
+            ;;
     esac
 }
 
