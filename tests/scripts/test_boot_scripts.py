@@ -4,9 +4,13 @@ dracut puts into an initramfs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +106,97 @@ def test_a_missing_key_is_an_error(shell: Shell, tmp_path: Path, key: str) -> No
 
 def test_no_configuration_is_an_error(shell: Shell) -> None:
     assert "is missing" in shell('read_config || printf "%s" "$reason"').stdout
+
+
+# --- the question ---------------------------------------------------------------------------------
+
+ASK = (
+    "read_config; ST_BACKEND=zram ASK_NEEDED='1 GiB' ASK_AVAILABLE='2 GiB'\n"
+    'ask; echo "$answer $answered"'
+)
+
+
+def asked(
+    shell: Shell, tmp_path: Path, *typed: tuple[str, str], **values: str
+) -> tuple[str, str, str]:
+    """Ask at a terminal where, each time the first text appears, the second is typed. Returns
+    what ramboot took for the answer, what decided, and what was on the terminal.
+    """
+    config(tmp_path, **values)
+    (tmp_path / "proc/uptime").unlink()
+    (tmp_path / "proc/uptime").symlink_to("/proc/uptime")
+    person, terminal = pty.openpty()
+    (tmp_path / "dev/console").symlink_to(os.ttyname(terminal))
+    seen: list[str] = []
+
+    def type_it() -> None:
+        left = list(typed)
+        position = 0
+        with contextlib.suppress(OSError):
+            while text := os.read(person, 1000).decode(errors="replace"):
+                seen.append(text)
+                while left and (at := "".join(seen).find(left[0][0], position)) >= 0:
+                    position = at + len(left[0][0])
+                    os.write(person, left.pop(0)[1].encode())
+
+    watcher = threading.Thread(target=type_it, daemon=True)
+    watcher.start()
+    ran = shell(ASK)
+    assert ran.stderr == ""
+    os.close(terminal)
+    watcher.join(5)
+    answer, decided = ran.stdout.split()
+    return answer, decided, "".join(seen)
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "answer"),
+    [
+        ("y\r", "n", "y"),
+        (" YES \r", "n", "y"),
+        ("n\r", "y", "n"),
+        ("No\r", "y", "n"),
+        ("\r", "n", "n"),
+        ("\r", "y", "y"),
+    ],
+)
+def test_an_answer_at_the_console(
+    shell: Shell, tmp_path: Path, key: str, default: str, answer: str
+) -> None:
+    got, decided, screen = asked(shell, tmp_path, ("left)", key), default=default)
+    assert (got, decided) == (answer, "key")
+    assert f"Boot to RAM? y/n + Enter [{default}]  (zram: needs about 1 GiB" in screen
+
+
+def test_a_key_right_after_a_wrong_answer_is_not_lost(shell: Shell, tmp_path: Path) -> None:
+    got, decided, screen = asked(shell, tmp_path, ("left)", "perhaps\r"), ("Please", "y\r"))
+    assert (got, decided) == ("y", "key")
+    assert "Please answer y or n (or Enter for n)." in screen
+
+
+def test_wrong_answers_end_in_an_ordinary_boot(shell: Shell, tmp_path: Path) -> None:
+    wrong = [("left)", "maybe\r")] * 10
+    assert asked(shell, tmp_path, *wrong, default="y")[:2] == ("n", "tries")
+
+
+@pytest.mark.parametrize("default", ["y", "n"])
+def test_nobody_answers(shell: Shell, tmp_path: Path, default: str) -> None:
+    got = asked(shell, tmp_path, default=default, timeout_s="2")
+    assert got[:2] == (default, "time-out")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "result"), [("2", "y time-out"), ("0", "n key")], ids=["limit", "no-limit"]
+)
+def test_a_console_that_cannot_be_read_is_nobodys_enter(
+    shell: Shell, tmp_path: Path, timeout: str, result: str
+) -> None:
+    config(tmp_path, default="y", timeout_s=timeout)
+    (tmp_path / "proc/uptime").unlink()
+    (tmp_path / "proc/uptime").symlink_to("/proc/uptime")
+    begin = time.monotonic()
+    assert shell(ASK).stdout.strip() == result
+    assert time.monotonic() - begin >= (1 if timeout == "2" else 0)
 
 
 # --- status ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import build, cpio, grubcfg, phases
-from vm.console import Console, ConsoleError, Transcript, plain
+from vm.console import Console, ConsoleError, EmulatorError, Transcript, plain
 from vm.disk import Disk
 from vm.machine import CommandError, Machine
 
@@ -53,6 +53,54 @@ def machine_at(console: Console) -> Machine:
     )
     machine.base = Disk(Path("none"), "luks-thin")
     return machine
+
+
+def test_a_kernel_that_stops_ends_the_wait_at_once(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    console = talk(tmp_path, "echo 'Kernel panic - not syncing: VFS'; sleep 30")
+    with pytest.raises(ConsoleError, match="kernel stopped") as caught:
+        console.wait_for("login:", 25)
+    assert not isinstance(caught.value, EmulatorError)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_breakpoint_out_of_nowhere_is_the_emulators(tmp_path: Path) -> None:
+    console = talk(tmp_path, "echo 'Oops: int3: 0000 [#1]'; echo 'Kernel panic - not syncing'")
+    with pytest.raises(EmulatorError, match="int3"):
+        console.wait_for("login:", 5)
+
+
+EMULATED = """
+import sys
+sys.path[:0] = [{tests!r}]
+from vm.conftest import machine, pytest_pyfunc_call
+from vm.console import ConsoleError, EmulatorError
+runs = []
+def test_recovers():
+    runs.append(1)
+    if len(runs) == 1:
+        raise EmulatorError("int3")
+def test_does_not():
+    runs.append(1)
+    raise EmulatorError("int3") if len(runs) < 9 else ConsoleError("no")
+"""
+
+
+def test_a_test_is_repeated_once_after_an_emulator_fault(tmp_path: Path) -> None:
+    tests = str(Path(__file__).resolve().parents[1])
+    head, _, body = EMULATED.format(tests=tests).partition("runs = []")
+    (tmp_path / "conftest.py").write_text(head, encoding="utf-8")
+    (tmp_path / "test_it.py").write_text(
+        "from vm.console import ConsoleError, EmulatorError\nruns = []" + body, encoding="utf-8"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
 def test_a_wait_that_ends_in_time_returns_the_match(tmp_path: Path) -> None:

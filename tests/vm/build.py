@@ -29,6 +29,7 @@ if __package__ in (None, ""):  # started by hand
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import phases, toolbox
+from vm.console import EmulatorError
 from vm.disk import LAYOUTS, PASSPHRASE, Disk
 from vm.toolbox import GUEST
 
@@ -315,8 +316,6 @@ def formula_payload(target: Path, pillar: str) -> Path:
 
 def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
     """`base` after `state.apply ramboot` in it, with real Salt."""
-    from vm.machine import Machine  # it needs this module in turn
-
     start = base(layout)
     parts = [REPOSITORY / name for name in FORMULA_PARTS if (REPOSITORY / name).exists()]
     target = (
@@ -325,32 +324,35 @@ def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
     )
     with _made_once(target) as place:
         if place is not None:
-            results = cache_dir() / "results" / f"apply-{layout}"
-            shutil.rmtree(results, ignore_errors=True)
-            with (
-                phases.phase(f"build: formula applied {layout}"),
-                Machine(
-                    start,
-                    "apply",
-                    results,
-                    payload=formula_payload(place.parent / "payload.tar", pillar),
-                ) as dom0,
-            ):
-                # without Xen dracut takes a third of the time, and makes the same image
-                dom0.start_direct()
-                dom0.unlock()
-                dom0.shell()
-                dom0.install_payload()
-                with phases.phase("salt: sync_all"):
-                    dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
-                with phases.phase("salt: state.apply ramboot"):
-                    dom0.succeed(
-                        "salt-call --local --retcode-passthrough state.apply ramboot",
-                        timeout_s=1500,
-                    )
-                dom0.poweroff()
-                dom0.disk.path.rename(place)
+            payload = formula_payload(place.parent / "payload.tar", pillar)
+            with phases.phase(f"build: formula applied {layout}"):
+                try:
+                    _apply(start, payload, place)
+                except EmulatorError as error:
+                    print(f"begins again: {error}")
+                    _apply(start, payload, place)
     return Disk(target, layout)
+
+
+def _apply(start: Disk, payload: Path, place: Path) -> None:
+    from vm.machine import Machine  # it needs this module in turn
+
+    results = cache_dir() / "results" / f"apply-{start.layout}"
+    shutil.rmtree(results, ignore_errors=True)
+    with Machine(start, "apply", results, payload=payload) as dom0:
+        # without Xen dracut takes a third of the time, and makes the same image
+        dom0.start_direct()
+        dom0.unlock()
+        dom0.shell()
+        dom0.install_payload()
+        with phases.phase("salt: sync_all"):
+            dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
+        with phases.phase("salt: state.apply ramboot"):
+            dom0.succeed(
+                "salt-call --local --retcode-passthrough state.apply ramboot", timeout_s=1500
+            )
+        dom0.poweroff()
+        dom0.disk.path.rename(place)
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import build, phases
+from vm.console import EmulatorError
 from vm.disk import Disk
 from vm.machine import Machine
 
@@ -56,6 +57,22 @@ def machine(request: pytest.FixtureRequest) -> Iterator[MachineMaker]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A test of whose machine the emulator made a mess begins again, once, with new machines."""
+    try:
+        return (yield)
+    except EmulatorError as error:
+        print(f"begins again: {error}")
+        phases.add("emulator fault, test repeated", 0)
+        made = pyfuncitem.stash.get(_MACHINES, [])
+        while made:
+            made.pop().close()
+        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+        pyfuncitem.obj(**arguments)
+        return True  # type: ignore[return-value]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,6 +20,13 @@ _ESCAPES = re.compile(
 )
 
 
+# After these nothing else will come. A breakpoint that the kernel does not know as its own is what
+# QEMU before 8.1 makes of code patched by another CPU while it is translated (fixed by QEMU commit
+# deba78709a, "accel/tcg: Always lock pages before translation").
+_EMULATOR_FAULT = "Oops: int3"
+_ENDS = re.compile(rf"{_EMULATOR_FAULT}|Kernel panic - not syncing|Hardware Dom0 crashed")
+
+
 def plain(text: str) -> str:
     """`text` as a person reads it: no escape sequences, no carriage returns."""
     return _ESCAPES.sub("", text.replace("\r\n", "\n"))
@@ -27,6 +34,10 @@ def plain(text: str) -> str:
 
 class ConsoleError(AssertionError):
     """Something awaited did not appear. The message shows what was on the console instead."""
+
+
+class EmulatorError(ConsoleError):
+    """QEMU, not the guest, went wrong; the same boot again is likely to go well."""
 
 
 class Transcript:
@@ -71,12 +82,16 @@ class Console:
         """Wait until `text` appears after what was waited for last."""
         pattern = re.compile(text if regex else re.escape(text))
         try:
-            self.process.expect(pattern, timeout=timeout_s)
+            ended = self.process.expect([pattern, _ENDS], timeout=timeout_s)
         except pexpect.TIMEOUT:
             raise self._error(f"{text!r} did not appear within {timeout_s:.0f} s") from None
         except pexpect.EOF:
             raise self._error(f"{text!r} did not appear, the machine stopped") from None
         match: re.Match[str] = self.process.match
+        if ended:
+            self.drain(2)
+            kind = EmulatorError if _EMULATOR_FAULT in self.transcript.text() else ConsoleError
+            raise self._error(f"{text!r} did not appear, the kernel stopped", kind)
         return match
 
     @property
@@ -101,7 +116,7 @@ class Console:
                 time.sleep(PAUSE_S)
             self.process.send(keys[start : start + PIECE])
 
-    def _error(self, what: str) -> ConsoleError:
-        return ConsoleError(
+    def _error(self, what: str, kind: type[ConsoleError] = ConsoleError) -> ConsoleError:
+        return kind(
             f"{what}; the console's last {LINES_SHOWN} lines:\n{self.transcript.last_lines()}"
         )

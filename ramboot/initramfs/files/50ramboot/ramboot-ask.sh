@@ -15,9 +15,18 @@ ASK_REFRESH_S=10
 # ask: sets `answer` to y or n, and `answered` to what decided (key, time-out, tries).
 # Uses CONF_default, CONF_timeout_s, ST_BACKEND, ASK_NEEDED and ASK_AVAILABLE (texts).
 ask() {
-    local end tries=0
     answer=$CONF_default
     answered=time-out
+    # Open all the time: what is typed while nobody has the terminal open is lost.
+    if (: < "$P/dev/console") 2> /dev/null; then
+        ask_repeatedly 3< "$P/dev/console"
+    else
+        ask_repeatedly 3< /dev/null
+    fi
+}
+
+ask_repeatedly() {
+    local end tries=0
     end=$(($(now_cs) / 100 + CONF_timeout_s))
     while [ "$tries" -lt "$ASK_TRIES" ]; do
         read_answer "$end" || return 0
@@ -73,17 +82,34 @@ read_answer() {
         [ "$left" -gt 0 ] || return 1
         slice=$left
         [ "$slice" -le "$ASK_REFRESH_S" ] || slice=$ASK_REFRESH_S
-        printf '\r%s ' "$(question "$left")" > "$P/dev/console"
+        printf '\r%s ' "$(question "$left")" > "$P/dev/console" 2> /dev/null || :
         read_console "$slice" && return 0
     done
 }
 
-# read_console SECONDS: a line from the console. An unfinished one stays with the terminal
-# for the next call.
+# read_console SECONDS: a line from the console on descriptor 3. An unfinished one stays with the
+# terminal for the next call. A console that can't be read is nobody's Enter.
 read_console() {
-    ANSWER_LINE=$(timeout "$1" head -n 1 < "$P/dev/console" 2> /dev/null)
-    [ $? -ne 124 ] || return 1
-    ANSWER_LINE=$(printf '%s' "$ANSWER_LINE" | LC_ALL=C tr -dc ' -~' | sed 's/^ *//; s/ *$//' | cut -c 1-20)
+    local line
+    line=$(
+        timeout "$1" head -n 1 <&3 2> /dev/null
+        printf '.%s' $?
+    )
+    case $line in
+        *"
+.0") ;;
+        *.124) return 1 ;;
+        *)
+            if [ "$CONF_timeout_s" -eq 0 ]; then
+                warn 'nobody can answer: the console cannot be read'
+                ANSWER_LINE=n
+                return 0
+            fi
+            sleep 1
+            return 1
+            ;;
+    esac
+    ANSWER_LINE=$(printf '%s' "${line%.0}" | LC_ALL=C tr -dc ' -~' | sed 's/^ *//; s/ *$//' | cut -c 1-20)
 }
 
 # read_key END: 0: a key; 1: the time is over; 2: no splash any more.
