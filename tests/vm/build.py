@@ -25,12 +25,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
+import yaml
+
 if __package__ in (None, ""):  # started by hand
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import phases, toolbox
 from vm.console import EmulatorError
-from vm.disk import LAYOUTS, PASSPHRASE, Disk
+from vm.disk import LAYOUTS, PASSPHRASE, Disk, run
 from vm.toolbox import GUEST
 
 SALT = "salt==3008.3"
@@ -164,14 +167,14 @@ def _salt(directory: Path) -> None:
         shutil.rmtree(target / name, ignore_errors=True)
 
 
-def _in_chroot(directory: Path, script: Path) -> None:
+def _in_chroot(directory: Path, script: Path, *arguments: str) -> None:
     """Run `script` in the root; the mounts end with the name space that it runs in."""
     copy = directory / "root/provision"
     shutil.copy(script, copy)
     steps = (
         'for d in proc sys dev; do mount --bind "/$d" "$1/$d"; done; '
         'mount -t tmpfs tmpfs "$1/run"; '
-        'mkdir -p "$1/run/udev"; exec chroot "$1" /bin/sh /root/provision'
+        'mkdir -p "$1/run/udev"; exec chroot "$@"'
     )
     subprocess.run(
         [
@@ -183,7 +186,7 @@ def _in_chroot(directory: Path, script: Path) -> None:
             "-ec",
             steps,
             "sh",
-            str(directory),
+            *(str(directory), "/bin/sh", "/root/provision", *arguments),
         ],
         check=True,
     )
@@ -224,6 +227,51 @@ def root() -> toolbox.Root:
     return toolbox.Root(
         target / "root.img", target / "kernel", target / "initrd", target / "switch_root"
     )
+
+
+def tree() -> Path:
+    """The root file system's files on the host, for a chroot."""
+    image = root().image
+    target = image.parent / "tree"
+    with _made_once(target) as place:
+        if place is not None:
+            place.mkdir()
+            with phases.phase("build: files of the root"):
+                run("debugfs", "-R", f"rdump / {place}", image)
+    return target
+
+
+def initramfs(*options: str, **boot: object) -> Path:
+    """An initramfs with the working tree's dracut module for any layout, built on the host, where
+    dracut is quick. `options` are dracut's; `boot` overrides the pillar's `ramboot:boot`.
+    """
+    module = REPOSITORY / "ramboot/initramfs/files/50ramboot"
+    text = _boot_conf(boot)
+    key = fingerprint(
+        module, GUEST / "initramfs", extra="\n".join([text, *options, root().image.parent.name])
+    )
+    directory = tree()
+    target = cache_dir() / f"initramfs-{key}.img"
+    with _made_once(target) as place:
+        if place is not None:
+            inside = directory / "usr/lib/dracut/modules.d/50ramboot"
+            shutil.rmtree(inside, ignore_errors=True)
+            shutil.copytree(module, inside)
+            (directory / "etc/ramboot").mkdir(exist_ok=True)
+            (directory / "etc/ramboot/ramboot.conf").write_text(text, encoding="utf-8")
+            with phases.phase("build: initramfs on the host"):
+                _in_chroot(directory, GUEST / "initramfs", *options)
+            shutil.move(directory / "root/initramfs.img", place)
+    return target
+
+
+def _boot_conf(boot: dict[str, object]) -> str:
+    """The configuration that Salt renders, from the defaults and `boot`."""
+    defaults = yaml.safe_load((REPOSITORY / "ramboot/defaults.yaml").read_text(encoding="utf-8"))
+    settings = defaults["ramboot"]
+    settings["boot"].update(boot)
+    template = (REPOSITORY / "ramboot/initramfs/files/ramboot.conf.j2").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=False).from_string(template).render(settings=settings)
 
 
 def base(layout: str = "luks-thin") -> Disk:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PASSPHRASE = "labpass"
-LAYOUTS = ("luks-thin", "thin", "luks-btrfs", "ext4")
+LAYOUTS = ("luks-thin", "thin", "lvm-xfs", "luks-btrfs", "ext4")
 _BOOT_OFFSET_MIB, _BOOT_SIZE_MIB = 1, 512  # as guest/install partitions
 
 

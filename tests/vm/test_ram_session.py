@@ -3,62 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from vm.claims import assert_persistent, assert_ram_session
 from vm.disk import Disk
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
-
-FAILED_UNITS = "systemctl --failed --plain --no-legend"
-
-
-def status(dom0: Machine) -> dict[str, Any]:
-    """What the initramfs wrote for everybody to read."""
-    return json.loads(dom0.succeed("cat /run/ramboot/status.json"))
-
-
-def settled(dom0: Machine) -> str:
-    """The system's state once nothing is starting any more."""
-    return dom0.succeed("systemctl is-system-running --wait || true", timeout_s=120).split()[-1]
-
-
-def assert_ram_session(dom0: Machine, backend: str, root: str) -> None:
-    """All that a RAM session promises, seen from inside."""
-    assert dom0.succeed("findmnt -no FSTYPE /") == root
-    told = status(dom0)
-    assert (told["session"], told["backend"], told["disk"]) == ("ram", backend, "attached")
-    assert told["reason"] is None
-    assert told["ram"]["needed_bytes"] <= told["ram"]["available_bytes"]
-    assert {"copy", "prove", "handover"} <= told["seconds"].keys()
-    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
-    assert dom0.succeed("swapon --show --noheadings") == ""
-    # nothing of the disk is mounted, in any name space
-    mounted = dom0.succeed(
-        "cat /proc/[0-9]*/mounts 2>/dev/null | grep -E '^/dev/' | sort -u || true"
-    )
-    assert "qubes_dom0" not in mounted
-    assert "/dev/vda" not in mounted
-
-
-def assert_persistent(dom0: Machine, reason: str | None) -> None:
-    """An ordinary boot from the disk, which says why it is none from RAM."""
-    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
-    told = status(dom0)
-    assert (told["session"], told["backend"]) == ("persistent", None)
-    if reason is None:
-        assert told["reason"] is None
-    else:
-        assert reason in told["reason"]
-        assert reason in dom0.succeed("journalctl -b -t ramboot -o cat")
-    # nothing of ours is left behind
-    assert "ramboot" not in dom0.succeed("dmsetup ls")
-    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
 
 
 def test_yes_at_the_prompt_runs_dom0_from_zram_and_leaves_the_disk_as_it_was(
@@ -152,6 +106,21 @@ def test_tmpfs_by_argument(applied_disk: Disk, machine: MachineMaker) -> None:
     assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
 
 
+def test_a_bare_console_takes_the_answer_right_after_a_wrong_one(
+    applied_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start_direct("plymouth.enable=0 ramboot.timeout=120")
+    dom0.unlock()
+    dom0.at_prompt()
+    dom0.answer("perhaps")
+    dom0.wait_for("Please answer y or n", 30)
+    dom0.answer("y")
+    dom0.wait_for("Copying to RAM:", 60)
+    dom0.shell()
+    assert_ram_session(dom0, "zram", "ext4")
+
+
 # --- faults ---------------------------------------------------------------------------------------
 
 CONF = "etc/ramboot/ramboot.conf"
@@ -161,6 +130,12 @@ FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
 KILLER = """#!/bin/sh
 for process in /proc/[0-9]*; do
     grep -aq ramboot-initramfs "$process/cmdline" && kill -9 "${process#/proc/}"
+done
+"""
+# Reads nothing and writes nothing, but says that it did.
+LYING = """#!/bin/sh
+for word; do
+    case $word in count=*) echo "${word#count=} bytes copied" >&2 ;; esac
 done
 """
 NO_ZRAM = """#!/bin/bash
@@ -177,6 +152,14 @@ def killed_while_handing_over() -> str:
     return text.replace(point, point + "        kill -9 $$\n")
 
 
+def with_floor_reached_midway() -> str:
+    """The copy script, with a floor 100 MiB below what is free when the copy begins."""
+    text = (MODULE / "ramboot-copy.sh").read_text()
+    point = '    say "copying'
+    assert text.count(point) == 1
+    return text.replace(point, f"    CONF_reserve_mib=$((ST_AVAILABLE / MIB - 100))\n{point}")
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -185,6 +168,12 @@ def killed_while_handing_over() -> str:
         ),
         pytest.param({CONF: ""}, "has no line version=", id="empty-config"),
         pytest.param({"usr/bin/dd": FAILING}, "the copy failed", id="source-unreadable"),
+        pytest.param({"usr/bin/dd": LYING}, "e2fsck failed", id="copy-unsound"),
+        pytest.param(
+            {"usr/lib/ramboot/ramboot-copy.sh": with_floor_reached_midway()},
+            "RAM ran out while copying",
+            id="ram-full-midway",
+        ),
         pytest.param({"usr/sbin/modprobe": NO_ZRAM}, "module zram is not there", id="no-zram"),
         pytest.param({"usr/sbin/tune2fs": KILLER}, "unexpectedly", id="killed"),
         pytest.param(

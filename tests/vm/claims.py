@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each kind of session promises, seen from inside."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .machine import Machine
+
+FAILED_UNITS = "systemctl --failed --plain --no-legend"
+
+
+def status(dom0: Machine) -> dict[str, Any]:
+    """What the initramfs wrote for everybody to read."""
+    return json.loads(dom0.succeed("cat /run/ramboot/status.json"))
+
+
+def settled(dom0: Machine) -> str:
+    """The system's state once nothing is starting any more."""
+    return dom0.succeed("systemctl is-system-running --wait || true", timeout_s=120).split()[-1]
+
+
+def assert_ram_session(dom0: Machine, backend: str, root: str) -> None:
+    """All that a RAM session promises, seen from inside."""
+    assert dom0.succeed("findmnt -no FSTYPE /") == root
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", backend, "attached")
+    assert told["reason"] is None
+    assert told["ram"]["needed_bytes"] <= told["ram"]["available_bytes"]
+    assert {"copy", "prove", "handover"} <= told["seconds"].keys()
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert dom0.succeed("swapon --show --noheadings") == ""
+    # nothing of the disk is mounted, in any name space
+    mounted = dom0.succeed(
+        "cat /proc/[0-9]*/mounts 2>/dev/null | grep -E '^/dev/' | sort -u || true"
+    )
+    assert "qubes_dom0" not in mounted
+    assert "/dev/vda" not in mounted
+    assert "luks-" not in mounted
+
+
+def assert_persistent(dom0: Machine, reason: str | None) -> None:
+    """An ordinary boot from the disk, which says why it is none from RAM."""
+    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
+    told = status(dom0)
+    assert (told["session"], told["backend"]) == ("persistent", None)
+    if reason is None:
+        assert told["reason"] is None
+    else:
+        assert reason in told["reason"]
+        assert reason in dom0.succeed("journalctl -b -t ramboot -o cat")
+    # nothing of ours is left behind
+    assert "ramboot" not in dom0.succeed("dmsetup ls")
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
