@@ -416,6 +416,9 @@ CONF_reserve_mib=1 CONF_copy_timeout_s=60 ST_DEVICE=source ST_BYTES=$(used_bytes
 """
 
 
+ACL, CAPABILITY, COLOUR = "system.posix_acl_access", "security.capability", "user.colour"
+
+
 def a_tree(tmp_path: Path) -> Path:
     source = tmp_path / "run/ramboot/source"
     (source / "dir with space/deep").mkdir(parents=True)
@@ -428,7 +431,7 @@ def a_tree(tmp_path: Path) -> Path:
         stream.seek(10 << 20)
         stream.write(b"data")
     os.mkfifo(source / "fifo")
-    os.setxattr(source / "sparse", "user.colour", b"blue")
+    os.setxattr(source / "sparse", COLOUR, b"blue")
     (source / "setuid").write_text("x")
     (source / "setuid").chmod(0o4755)
     os.utime(source / "setuid", ns=(1_000_000_001, 1_000_000_001))
@@ -441,14 +444,23 @@ def a_tree(tmp_path: Path) -> Path:
 
 def test_a_file_copy_keeps_what_it_found(shell: Shell, tmp_path: Path) -> None:
     source = a_tree(tmp_path)
+    subprocess.run(["setfacl", "-m", "u:1:rx,d:g:2:w", source / "dir with space"], check=True)
+    subprocess.run(["setfacl", "-m", "u:7:w", source / "new\nline"], check=True)
+    kept = [("dir with space", "system.posix_acl_default"), ("new\nline", ACL), ("sparse", COLOUR)]
     if os.geteuid() == 0:
         os.mknod(source / "null", 0o020666, os.makedev(1, 3))
         os.chown(source / "fifo", 1234, 5678)
+        # cap_net_raw=ep
+        os.setxattr(
+            source / "setuid", CAPABILITY, bytes.fromhex("01000002" + "00200000" + "00" * 12)
+        )
+        kept.append(("setuid", CAPABILITY))
     done = shell(COPY + 'build_files && prove_files && printf done || printf "%s" "$reason"')
     assert done.stdout.endswith("done"), done.stdout + done.stderr
     copy = tmp_path / "run/ramboot/root/root"
     assert (copy / "new\nline").stat().st_ino == (copy / "dir with space/hard").stat().st_ino
-    assert os.getxattr(copy / "sparse", "user.colour") == b"blue"
+    for name, attribute in kept:
+        assert os.getxattr(copy / name, attribute) == os.getxattr(source / name, attribute)
     assert (copy / "sparse").stat().st_blocks <= (source / "sparse").stat().st_blocks + 256
     assert (copy / "setuid").stat().st_mode & 0o7777 == 0o4755
 
@@ -469,11 +481,12 @@ def test_a_copy_that_differs_is_not_proven(shell: Shell, tmp_path: Path, damage:
     assert "/the copy differs from its source" in done.stdout
 
 
-def test_an_unreadable_source_is_a_copy_error(shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tool", ["tar", "xargs"])
+def test_an_unreadable_source_is_a_copy_error(shell: Shell, tmp_path: Path, tool: str) -> None:
     a_tree(tmp_path)
     script = COPY + (
-        'tar() { case "$*" in *-cf*) echo "Cannot read: Input/output error" >&2; return 2;; esac;'
-        ' command tar "$@"; }; build_files || printf "/%s" "$reason"'
+        f'{tool}() {{ echo "Cannot read: Input/output error" >&2; return 2; }};'
+        ' build_files || printf "/%s" "$reason"'
     )
     assert "/the copy failed: Cannot read: Input/output error" in shell(script).stdout
 

@@ -132,6 +132,8 @@ make_zram_root() {
     fi
     # holes that were copied along, and what was excluded
     timeout 120 fstrim "$RUN/root/root" 2> /dev/null || :
+    # and the gaps that this left between compressed pages
+    printf 1 > "/sys/block/zram$ROOT_ZRAM/compact" 2> /dev/null || :
 }
 
 mount_zram_root() {

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every kind of root, and an initramfs without systemd. The initramfs is built on the host and
+started without GRUB and Xen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from vm import build
+from vm.claims import assert_persistent, assert_ram_session
+from vm.machine import Machine
+
+MachineMaker = Callable[..., Machine]
+# What dracut 10x brings of systemd; without it dracut's own init runs the hooks.
+NO_SYSTEMD = ("--omit", "systemd systemd-initrd systemd-cryptsetup dracut-systemd plymouth")
+FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend", "root"),
+    [
+        ("thin", "zram", "ext4"),
+        ("ext4", "zram", "ext4"),
+        ("lvm-xfs", "tmpfs", "tmpfs"),
+        ("luks-btrfs", "zram", "ext4"),
+    ],
+)
+def test_a_ram_session_from(machine: MachineMaker, layout: str, backend: str, root: str) -> None:
+    dom0 = machine(build.base(layout))
+    dom0.start_direct(f"ramboot.timeout=0 ramboot={backend}", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    assert_ram_session(dom0, backend, root)
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+def test_without_luks_it_is_asked_too(machine: MachineMaker) -> None:
+    dom0 = machine(build.base("thin"))
+    dom0.start_direct(initrd=build.initramfs())
+    dom0.at_prompt()
+    dom0.answer("n")
+    dom0.shell()
+    assert_persistent(dom0, None)
+
+
+def test_without_systemd_in_the_initramfs(machine: MachineMaker) -> None:
+    dom0 = machine(build.base())
+    dom0.start_direct("ramboot.timeout=120", initrd=build.initramfs(*NO_SYSTEMD))
+    dom0.unlock()
+    dom0.at_prompt()
+    dom0.answer("y")
+    dom0.shell()
+    assert_ram_session(dom0, "zram", "ext4")
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+def test_a_fault_without_systemd_in_the_initramfs(machine: MachineMaker) -> None:
+    dom0 = machine(build.base())
+    dom0.start_direct(
+        "ramboot=zram", initrd=build.initramfs(*NO_SYSTEMD), files={"usr/bin/dd": FAILING}
+    )
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "the copy failed")
