@@ -32,7 +32,7 @@ if __package__ in (None, ""):  # started by hand
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import phases, toolbox
-from vm.console import EmulatorError
+from vm.console import repeated
 from vm.disk import LAYOUTS, PASSPHRASE, Disk, run
 from vm.toolbox import GUEST
 
@@ -374,11 +374,7 @@ def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
         if place is not None:
             payload = formula_payload(place.parent / "payload.tar", pillar)
             with phases.phase(f"build: formula applied {layout}"):
-                try:
-                    _apply(start, payload, place)
-                except EmulatorError as error:
-                    print(f"begins again: {error}")
-                    _apply(start, payload, place)
+                repeated(lambda: _apply(start, payload, place))
     return Disk(target, layout)
 
 

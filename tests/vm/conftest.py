@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import build, phases
-from vm.console import EmulatorError
+from vm.console import repeated
 from vm.disk import Disk
 from vm.machine import Machine
 
@@ -59,20 +59,19 @@ def machine(request: pytest.FixtureRequest) -> Iterator[MachineMaker]:
         one.close()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
-    """A test of whose machine the emulator made a mess begins again, once, with new machines."""
-    try:
-        return (yield)
-    except EmulatorError as error:
-        print(f"begins again: {error}")
-        phases.add("emulator fault, test repeated", 0)
-        made = pyfuncitem.stash.get(_MACHINES, [])
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    """A test of whose machine the emulator made a mess begins again, with new machines."""
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    made = pyfuncitem.stash.get(_MACHINES, [])
+
+    def attempt() -> None:
         while made:
             made.pop().close()
-        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
         pyfuncitem.obj(**arguments)
-        return True  # type: ignore[return-value]
+
+    repeated(attempt)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,10 +6,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pexpect
+
+from . import phases
 
 LINES_SHOWN = 40
 # Xen keeps 128 characters for dom0 and drops what comes while they are not fetched
@@ -38,6 +41,17 @@ class ConsoleError(AssertionError):
 
 class EmulatorError(ConsoleError):
     """QEMU, not the guest, went wrong; the same boot again is likely to go well."""
+
+
+def repeated(attempt: Callable[[], None]) -> None:
+    """Call `attempt` until the emulator lets it end in its own way, three times at most."""
+    for _ in range(2):
+        try:
+            return attempt()
+        except EmulatorError as error:
+            phases.add("emulator fault, begun again", 0)
+            print(f"begins again: {error}")
+    return attempt()
 
 
 class Transcript:

@@ -66,7 +66,8 @@ def run(
         initrd = Path(tmp) / "initrd"
         initrd.write_bytes(cpio.laid_over(root.initrd.read_bytes(), files))
         command = [
-            *("qemu-system-x86_64", "-accel", ACCELERATOR, "-cpu", CPU, "-m", "2048", "-smp", "2"),
+            # one processor: see EmulatorError for what two can do
+            *("qemu-system-x86_64", "-accel", ACCELERATOR, "-cpu", CPU, "-m", "2048", "-smp", "1"),
             *(
                 "-display",
                 "none",
