@@ -37,7 +37,9 @@ from vm.disk import LAYOUTS, PASSPHRASE, Disk, run
 from vm.toolbox import GUEST
 
 SALT = "salt==3008.3"
-SUITE = "trixie"
+RELEASE = "4.3"  # the Qubes release whose dom0 the machine resembles
+SUITES = {"4.3": "trixie", "4.2": "bookworm"}
+SUITE = SUITES[RELEASE]
 DEBIAN = "http://deb.debian.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT_SIZE = "4G"  # as big as the volume that it is copied to
@@ -119,27 +121,19 @@ def _mirror() -> str:
     return uris[0] if uris else DEBIAN
 
 
-def _debian(directory: Path) -> None:
-    names = [
-        ln
-        for ln in (GUEST / "packages").read_text(encoding="ascii").splitlines()
-        if ln and ln[0] != "#"
-    ]
+def _debian(directory: Path, packages: Path, suite: str) -> None:
+    lines = packages.read_text(encoding="ascii").splitlines()
+    names = [line for line in lines if line and line[0] != "#"]
     subprocess.run(
         [
-            *(
-                "mmdebstrap",
-                "--quiet",
-                "--variant=minbase",
-                f"--include={','.join(names)}",
-                f"--keyring={KEYRING}",
-            ),
-            *('--aptopt=APT::Install-Recommends "false"', *_apt_options()),
+            *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(names)}"),
+            *(f"--keyring={KEYRING}", '--aptopt=APT::Install-Recommends "false"'),
+            *_apt_options(),
             *(
                 f"--dpkgopt=path-exclude=/usr/share/{name}/*"
                 for name in ("man", "doc", "locale", "info")
             ),
-            *(SUITE, str(directory), _mirror()),
+            *(suite, str(directory), _mirror()),
         ],
         check=True,
     )
@@ -202,7 +196,7 @@ def root() -> toolbox.Root:
             place.mkdir()
             tree = place / "tree"
             with phases.phase("build: Debian packages"):
-                _debian(tree)
+                _debian(tree, GUEST / "packages", SUITE)
             with phases.phase("build: Salt, initramfs, image"):
                 _salt(tree)
                 shutil.copytree(GUEST / "root", tree, dirs_exist_ok=True)
@@ -229,28 +223,41 @@ def root() -> toolbox.Root:
     )
 
 
-def tree() -> Path:
-    """The root file system's files on the host, for a chroot."""
-    image = root().image
-    target = image.parent / "tree"
+def tree(release: str = RELEASE) -> Path:
+    """The files, on the host, that an initramfs for this Qubes release is made from: those of the
+    root, or an older Debian's.
+    """
+    if release == RELEASE:
+        image = root().image
+        target = image.parent / "tree"
+    else:
+        packages = GUEST / f"packages-initramfs-r{release}"
+        target = cache_dir() / f"tree-r{release}-{fingerprint(packages, extra=SUITES[release])}"
     with _made_once(target) as place:
         if place is not None:
-            place.mkdir()
-            with phases.phase("build: files of the root"):
-                run("debugfs", "-R", f"rdump / {place}", image)
+            with phases.phase(f"build: files for R{release}"):
+                if release == RELEASE:
+                    place.mkdir()
+                    run("debugfs", "-R", f"rdump / {place}", image)
+                else:
+                    _debian(place, packages, SUITES[release])
     return target
 
 
-def initramfs(*options: str, **boot: object) -> Path:
+def kernel(release: str = RELEASE) -> Path:
+    """The kernel that `initramfs` of this release belongs to."""
+    return next((tree(release) / "boot").glob("vmlinuz-*"))
+
+
+def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     """An initramfs with the working tree's dracut module for any layout, built on the host, where
     dracut is quick. `options` are dracut's; `boot` overrides the pillar's `ramboot:boot`.
     """
     module = REPOSITORY / "ramboot/initramfs/files/50ramboot"
     text = _boot_conf(boot)
-    key = fingerprint(
-        module, GUEST / "initramfs", extra="\n".join([text, *options, root().image.parent.name])
-    )
-    directory = tree()
+    directory = tree(release)
+    made_from = [text, *options, directory.parent.name, directory.name]
+    key = fingerprint(module, GUEST / "initramfs", extra="\n".join(made_from))
     target = cache_dir() / f"initramfs-{key}.img"
     with _made_once(target) as place:
         if place is not None:

@@ -112,13 +112,14 @@ class Machine:
         xen: bool = False,
         files: Mapping[str, bytes | str | Path] | None = None,
         entry: str | None = None,
+        kernel: Path | None = None,
         initrd: Path | None = None,
     ) -> None:
         """Switch on without GRUB: kernel and initramfs come from the disk's /boot as it is now.
 
         Quicker, and the way to try a hook: `files` (path to content) are laid over the initramfs.
-        Without `xen` there is no Xen either. `arguments` are added to those of the menu entry
-        (default: the first).
+        Without `xen` there is no Xen either. `kernel` and `initrd` take the place of the disk's.
+        `arguments` are added to those of the menu entry (default: the first).
         """
         boot = self.boot_files()
         found = (
@@ -149,7 +150,14 @@ class Machine:
             )
         else:
             self._power_on(
-                ["-kernel", str(boot.kernel), "-initrd", str(image), "-append", " ".join(line)]
+                [
+                    "-kernel",
+                    str(kernel or boot.kernel),
+                    "-initrd",
+                    str(image),
+                    "-append",
+                    " ".join(line),
+                ]
             )
 
     def boot_files(self) -> BootFiles:

@@ -67,3 +67,22 @@ def test_a_fault_without_systemd_in_the_initramfs(machine: MachineMaker) -> None
     dom0.unlock()
     dom0.shell()
     assert_persistent(dom0, "the copy failed")
+
+
+@pytest.mark.parametrize("backend", ["zram", "tmpfs"])
+def test_with_dracut_059_as_in_r42(machine: MachineMaker, backend: str) -> None:
+    dom0 = machine(build.base())
+    dom0.start_direct(
+        "ramboot.timeout=120" if backend == "zram" else "ramboot=tmpfs",
+        kernel=build.kernel("4.2"),
+        initrd=build.initramfs(release="4.2"),
+    )
+    dom0.unlock()
+    if backend == "zram":
+        dom0.at_prompt()
+        dom0.answer("y")
+    dom0.shell()
+    assert dom0.succeed("uname -r").startswith("6.1.")
+    assert_ram_session(dom0, backend, "ext4" if backend == "zram" else "tmpfs")
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
