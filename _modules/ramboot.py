@@ -28,7 +28,15 @@ ZRAM_PERCENT_OTHER = 68
 TMPFS_PERCENT = 104
 TMPFS_EXTRA_BYTES = 16 * MIB
 # What the same measurements lead one to expect, in percent.
-EXPECTED_PERCENT = {"lz4": 62, "lzo-rle": 60, "lzo": 60, "zstd": 48, "tmpfs": 102}
+EXPECTED_PERCENT = {
+    "lz4": 62,
+    "lzo-rle": 60,
+    "lzo": 60,
+    "zstd": 48,
+    "tmpfs": 102,
+    "snapshot": 0,
+    "overlay": 0,
+}
 # Of dom0's maximum, what is available at the prompt: the kernel's page tables and the unpacked
 # initramfs take the rest. An estimate; the boot measures.
 AT_PROMPT_PERCENT = 95
@@ -41,6 +49,10 @@ WITHOUT_DEVICE = {
 }  # fmt: skip
 # EFI variables are in the board's flash: not memory that power-off clears.
 ON_FLASH = {"efivarfs", "pstore"}
+
+# The copy-on-write layer of the backend snapshot (ramboot-source.sh): all writes go to its store in
+# RAM, though a disk lies below it.
+LAYER = "ramboot-layer"
 
 # Units that write /boot's grubenv (grub2: grub-boot-success.timer is a user unit).
 GRUBENV_UNITS = {
@@ -160,9 +172,9 @@ def plan() -> dict[str, dict[str, Any]]:
     The same arithmetic as at boot: used bytes of / (without the excludes) times the room that the
     backend takes, plus reserve and headroom of the pillar.
 
-    Returns {"zram" | "tmpfs": {"needed_bytes", "root_bytes" (of them the root), "expected_bytes"
-    (what the root most likely takes), "available_bytes" (at the prompt of a RAM boot: of
-    grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`), "fits": bool,
+    Returns {"zram" | "tmpfs" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of them the
+    root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the prompt of a
+    RAM boot: of grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`), "fits": bool,
     "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
     "source_bytes", "excluded_bytes", "algorithm": name or None, "says": one sentence}}.
 
@@ -191,6 +203,9 @@ def plan() -> dict[str, dict[str, Any]]:
             algorithm,
         ),
         ("tmpfs", used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES, "tmpfs", None),
+        # copies nothing: what it takes is what the session writes
+        ("snapshot", 0, "snapshot", algorithm),
+        ("overlay", 0, "overlay", None),
     ):
         needed = root + spare
         found[backend] = {
@@ -271,8 +286,12 @@ def _live() -> dict[str, Any]:
 
 
 def _zram(device: str) -> dict[str, Any] | None:
-    """Figures of the zram device (Documentation/admin-guide/blockdev/zram.rst, mm_stat)."""
+    """Figures of the root's zram device, or of the store that a snapshot session writes into
+    (Documentation/admin-guide/blockdev/zram.rst, mm_stat).
+    """
     name = os.path.basename(os.path.realpath(device))
+    if not name.startswith("zram") and os.path.exists(store := _paths()["layer_store"]):
+        name = f"zram{_read(store).strip()}"
     folder = f"{_sys()}/block/{name}"
     if not name.startswith("zram") or not os.path.isdir(folder):
         return None
@@ -502,6 +521,8 @@ def _leaves(name: str) -> set[str]:
     folder = f"{_sys()}/class/block/{name}"
     if not os.path.isdir(folder):
         return {"unknown"}
+    if os.path.exists(f"{folder}/dm/name") and _read(f"{folder}/dm/name").strip() == LAYER:
+        return {"ram"}
     slaves = os.listdir(f"{folder}/slaves") if os.path.isdir(f"{folder}/slaves") else []
     if slaves:
         return set().union(*(_leaves(slave) for slave in slaves))

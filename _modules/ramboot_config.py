@@ -52,6 +52,13 @@ class Tmpfs:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """The store that the whole machine writes into; size in MiB or `auto`."""
+
+    store_mib: int | str
+
+
+@dataclass(frozen=True)
 class Memory:
     """RAM in MiB that stays free of the root: for dom0 itself, and for what the session writes."""
 
@@ -83,6 +90,7 @@ class Settings:
     boot: Boot
     zram: Zram
     tmpfs: Tmpfs
+    snapshot: Snapshot
     memory: Memory
     copy: Copy
     grub: Grub
@@ -93,6 +101,7 @@ _SECTIONS = {
     "boot": Boot,
     "zram": Zram,
     "tmpfs": Tmpfs,
+    "snapshot": Snapshot,
     "memory": Memory,
     "copy": Copy,
     "grub": Grub,
@@ -195,7 +204,26 @@ def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
             for key, rule in allowed.items()
         }
         values[section] = _SECTIONS[section](**checked)
+    if not found:
+        found += _contradictions(values["boot"], values["grub"], known["need_the_disk"])
     return (None if found else Settings(**values)), found
+
+
+def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[str]:
+    """Backends that can't run with the disk policy; each value on its own is allowed."""
+    if boot.disk != "detached":
+        return []
+    asked = [
+        ("ramboot:boot:mode", boot.mode),
+        ("ramboot:boot:backend", boot.backend),
+        *(("ramboot:grub:entries", entry) for entry in grub.entries),
+    ]
+    return [
+        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk 'detached' allowed: zram or"
+        " tmpfs"
+        for where, backend in asked
+        if backend in need_the_disk
+    ]
 
 
 def _mapping(where: str, given: Any, allowed: dict[str, Any], found: list[str]) -> dict[str, Any]:

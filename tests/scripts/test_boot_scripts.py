@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
-PARTS = ("lib", "ask", "source", "copy", "root")
+PARTS = ("lib", "ask", "source", "copy", "root", "snapshot", "overlay")
 GOOD = {
     "version": "1",
     "mode": "ask",
@@ -29,6 +29,7 @@ GOOD = {
     "zram_algorithm": "auto",
     "zram_size_mib": "auto",
     "tmpfs_size_mib": "auto",
+    "snapshot_store_mib": "auto",
     "reserve_mib": "1024",
     "headroom_mib": "1024",
     "copy_timeout_s": "1800",
@@ -77,7 +78,7 @@ def test_a_good_configuration_is_read(shell: Shell, tmp_path: Path) -> None:
     "line",
     [
         "backend=$(touch pwned)",
-        "mode=snapshot",
+        "mode=image",
         "timeout_s=-1",
         "timeout_s=99999999999999999999",
         "reserve_mib=1k",
@@ -516,3 +517,36 @@ def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> N
         for path in (image, tmp_path / "copy.img")
     ]
     assert heads[0] == heads[1]
+
+
+# --- snapshot and overlay -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pools", "chunk"),
+    [("", 128), ("  128\n", 128), ("  128\n  512\n", 512), ("  384\n", 512), ("nonsense", 128)],
+)
+def test_a_chunk_of_the_layer_holds_one_of_each_thin_pool(
+    shell: Shell, tmp_path: Path, pools: str, chunk: int
+) -> None:
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 4194304 kB\n")
+    config(tmp_path)
+    done = shell(
+        f"blockdev() {{ printf 1000000000000; }}\nlvm() {{ printf '{pools}'; }}\n"
+        'timeout() { shift 3; "$@"; }\n'
+        "read_config; ROOT_KIND=lvm ROOT_SPEC=vg/root\n"
+        'snapshot_plan && echo "$LAYER_CHUNK $LAYER_STORE_MIB"'
+    )
+    # eight times what is above the reserve of 1 GiB
+    assert done.stdout.split() == [str(chunk), str(8 * 3072)]
+
+
+def test_the_store_is_not_larger_than_the_disk(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 4194304 kB\n")
+    config(tmp_path)
+    done = shell(
+        "blockdev() { printf 6442450944; }\nlvm() { :; }\n"
+        "read_config; ROOT_KIND=lvm ROOT_SPEC=vg/root\n"
+        'snapshot_plan && echo "$LAYER_STORE_MIB"'
+    )
+    assert done.stdout.strip() == str(6144 + 1)

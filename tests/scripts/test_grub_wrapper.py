@@ -288,8 +288,14 @@ def test_refuses_without_configuration(grub):
         ("\x7fELF garbage\n", "not understood: \x7fELF garbage"),
         ("", "version is '', allowed: 1"),
         (CONFIG.replace("version=1", "version=2"), "version is '2', allowed: 1"),
-        (CONFIG.replace("zram tmpfs", "zram floppy"), "entries has 'floppy', allowed: zram, tmpfs"),
-        (CONFIG.replace("zram tmpfs", "*"), "entries has '*', allowed: zram, tmpfs"),
+        (
+            CONFIG.replace("zram tmpfs", "zram floppy"),
+            "entries has 'floppy', allowed: zram, tmpfs, snapshot, overlay",
+        ),
+        (
+            CONFIG.replace("zram tmpfs", "*"),
+            "entries has '*', allowed: zram, tmpfs, snapshot, overlay",
+        ),
         (CONFIG.replace("10240", "10240M"), "dom0_mem_max_mib is '10240M', allowed: MiB"),
         (CONFIG.replace("10240", "1;reboot"), "dom0_mem_max_mib is '1;reboot', allowed: MiB"),
         (CONFIG.replace("10240", "99999999"), "dom0_mem_max_mib is '99999999', allowed: MiB"),

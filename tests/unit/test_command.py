@@ -106,6 +106,15 @@ def test_status_of_a_ram_session(dom0):
     }
 
 
+def test_status_of_a_snapshot_shows_how_full_its_store_is(dom0):
+    dom0.note(backend="snapshot", requested="snapshot")
+    dom0.write("/proc/self/mountinfo", "25 1 253:5 / / rw - ext4 /dev/mapper/root rw\n")
+    dom0.write("/run/ramboot/layer-zram", "1")
+    lines = shown(dom0.run("status"))
+    assert lines["Session"].strip() == "in RAM (snapshot), disk attached"
+    assert lines["zram"].strip() == "1.6 GiB of RAM for 4.0 GiB, lz4"
+
+
 def test_status_of_a_session_that_fell_back_says_why(dom0):
     dom0.note(session="persistent", backend=None, disk=None, reason="not enough RAM")
     lines = dom0.run("status").stdout.splitlines()

@@ -198,6 +198,22 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "says": "6840 MiB of RAM needed, 9728 MiB available: fits",
             **common,
         },
+        "snapshot": {
+            "needed_bytes": spare,
+            "root_bytes": 0,
+            "expected_bytes": 0,
+            "algorithm": "lz4",
+            "says": "1500 MiB of RAM needed, 9728 MiB available: fits",
+            **(common | {"fits_now": True}),
+        },
+        "overlay": {
+            "needed_bytes": spare,
+            "root_bytes": 0,
+            "expected_bytes": 0,
+            "algorithm": None,
+            "says": "1500 MiB of RAM needed, 9728 MiB available: fits",
+            **(common | {"fits_now": True}),
+        },
     }
 
 
@@ -307,6 +323,16 @@ def test_audit_of_a_mount(system, ramboot, line, verdict):
     assert found.get("/mnt") == verdict
     if "\\040" in line:
         assert found["/mnt x"] == "disk"
+
+
+def test_what_lies_on_the_layer_is_written_to_ram(system, ramboot):
+    system.zram(1, mounted=None)
+    system.block("dm-9", slaves=["dm-0", "zram1"])
+    system.world.write("/sys/class/block/dm-9/dm/name", "ramboot-layer\n")
+    system.block("dm-10", slaves=["dm-9"])
+    system.mounts.append("25 21 253:10 / /mnt rw - ext4 /dev/dm-10 rw")
+    system.write()
+    assert verdicts(ramboot.audit())["/mnt"] == "ram"
 
 
 def test_the_last_mount_at_a_place_counts(system, ramboot):

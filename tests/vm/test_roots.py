@@ -22,7 +22,6 @@ FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
 @pytest.mark.parametrize(
     ("layout", "backend", "root"),
     [
-        ("thin", "zram", "ext4"),
         ("ext4", "zram", "ext4"),
         ("lvm-xfs", "tmpfs", "tmpfs"),
         ("luks-btrfs", "zram", "ext4"),

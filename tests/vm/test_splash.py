@@ -40,3 +40,5 @@ def test_the_splash_asks_and_takes_one_key(machine: Callable[..., Machine]) -> N
     assert_ram_session(dom0, "zram", "ext4")
     # the splash has something to show, and not the same all the time
     assert question.read_bytes() != progress.read_bytes()
+    dom0.poweroff()
+    assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"

@@ -20,21 +20,21 @@ installkernel() {
     # dm_snapshot: the throw-away layer; zram: its store and the zram root. lz4, lzo-rle and
     # zstd are modules of their own before kernel 6.12.
     hostonly='' instmods dm_snapshot zram lz4 lz4_compress lzo lzo_rle zstd
-    hostonly='' instmods ext4
+    hostonly='' instmods ext4 overlay loop
 }
 
 install() {
     local name
 
-    inst_multiple awk blkid blockdev cat chmod chown cmp cp cut date dd df dmsetup du \
-        find grep head id ln ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \
+    inst_multiple awk blkid blockdev cat chmod chown chroot cmp cp cut date dd df dmsetup du \
+        find grep head id ln losetup ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \
         sha256sum sleep sort split sync tail tar timeout touch tr udevadm umount \
         wc xargs
     # what only one kind of root needs; the boot scripts probe for them and say what lacks
     inst_multiple -o dumpe2fs e2fsck fstrim mkfs.ext4 tune2fs lvm xfs_repair btrfs \
         modprobe plymouth systemctl
 
-    for name in lib ask source copy root; do
+    for name in lib ask source copy root snapshot overlay; do
         inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"
     done
     inst_simple "$moddir/ramboot-initramfs.sh" /usr/bin/ramboot-initramfs

@@ -133,6 +133,9 @@ need_bytes() {
         zram) printf '%s' "$(($2 * $(ratio_percent "$ALGORITHM") / 100 + ${ROOT_SIZE:-0} / 256))" ;;
         # page and inode overhead
         tmpfs) printf '%s' "$(($2 * 104 / 100 + 16 * MIB))" ;;
+        # only the table; what is written is the headroom
+        snapshot) printf '%s' "$((${ROOT_SIZE:-0} / 256))" ;;
+        overlay) printf 0 ;;
     esac
 }
 
@@ -147,7 +150,7 @@ budget() {
         reason="not enough RAM for $ST_BACKEND: $(human "$ST_NEEDED") needed ($(human "$root") root, $(human $((CONF_reserve_mib * MIB))) reserve, $(human $((CONF_headroom_mib * MIB))) headroom), $(human "$ST_AVAILABLE") available"
         return 1
     }
-    say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
+    one_of "$ST_BACKEND" snapshot overlay || say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
 }
 
 # choose_algorithm: sets ALGORITHM; auto is the fastest that the kernel has.

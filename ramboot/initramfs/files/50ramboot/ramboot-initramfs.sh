@@ -7,6 +7,7 @@
 #   open-disk   decides; on yes copies the root through a throw-away layer into RAM and proves
 #               the copy. After it the layer is gone and the disk untouched; the RAM root waits
 #               at /run/ramboot/root/root. LVM's own scan follows.
+#               With snapshot nothing is copied: the layer stays, and LVM's scan sees it alone.
 #   pre-mount   moves the RAM root to /sysroot in place of the disk's
 #   cleanup     removes what only the initramfs needed
 #   recover     after a phase that died: takes everything back
@@ -15,7 +16,7 @@
 # before the copy is proven, and recover leaves the machine as if we had not been there.
 
 . /lib/dracut-lib.sh
-for part in lib ask source copy root; do
+for part in lib ask source copy root snapshot overlay; do
     # shellcheck disable=SC1090 # the parts beside this file
     . "/usr/lib/ramboot/ramboot-$part.sh"
 done
@@ -45,21 +46,27 @@ decide() {
     case $ST_REQUESTED in
         off) return 1 ;;
         ask) ST_BACKEND=$CONF_backend ;;
-        zram | tmpfs) ST_BACKEND=$ST_REQUESTED ;;
-        overlay | image | snapshot)
+        zram | tmpfs | snapshot | overlay) ST_BACKEND=$ST_REQUESTED ;;
+        image)
             reason="the backend $ST_REQUESTED is not in this version of ramboot"
             return 1
             ;;
         *)
             ST_REQUESTED=$(printable "$ST_REQUESTED")
-            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs)"
+            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs, snapshot, overlay)"
             return 1
             ;;
     esac
-    case ${disk:-$CONF_disk} in
-        attached) ST_DISK=attached ;;
+    ST_DISK=${disk:-$CONF_disk}
+    case $ST_DISK,$ST_BACKEND in
+        attached,*) ;;
+        detached,zram | detached,tmpfs) ;;
+        detached,*)
+            reason="the backend $ST_BACKEND needs the disk: it can't be detached"
+            return 1
+            ;;
         *)
-            reason="ramboot.disk=$(printable "$disk") is not known to this version of ramboot (known: attached)"
+            reason="ramboot.disk=$(printable "$ST_DISK") is not known to this version of ramboot (known: attached, detached)"
             return 1
             ;;
     esac
@@ -95,12 +102,21 @@ ask_user() {
 
 # make_root: the proven RAM root at $RUN/root/root.
 make_root() {
-    # private: a mount below a shared one can't be moved to /sysroot
     mkdir -p "$RUN/root" "$RUN/work"
+    [ "$ST_BACKEND" != snapshot ] || {
+        make_snapshot
+        return
+    }
+    # private: a mount below a shared one can't be moved to /sysroot
     try 10 mount -t tmpfs -o mode=0700,size=1m ramboot "$RUN/root" || return 1
     try 10 mount --make-private "$RUN/root" || return 1
     mkdir "$RUN/root/root"
 
+    [ "$ST_BACKEND" != overlay ] || {
+        phase overlay
+        make_overlay
+        return
+    }
     phase layer
     layer_up || return 1
     phase measure
@@ -159,7 +175,7 @@ plan_zram() {
 }
 
 make_tmpfs_root() {
-    local size options
+    local size
     budget || return 1
     size=$CONF_tmpfs_size_mib
     [ "$size" != auto ] || size=$((ST_BYTES * 104 / 100 / MIB + 16 + CONF_headroom_mib))
@@ -167,14 +183,16 @@ make_tmpfs_root() {
         reason="tmpfs_size_mib=$size is too small for $(human "$ST_BYTES")"
         return 1
     }
-    options="size=${size}m,nr_inodes=0,mode=0755"
-    # noswap is new in Linux 6.4
-    try 10 mount -t tmpfs -o "$options,noswap" ramboot-root "$RUN/root/root" \
-        || try 10 mount -t tmpfs -o "$options" ramboot-root "$RUN/root/root" || return 1
+    mount_noswap "size=${size}m,nr_inodes=0,mode=0755" "$RUN/root/root" || return 1
     phase copy
     build_files || return 1
     phase prove
     prove_files
+}
+
+# mount_noswap OPTIONS DIRECTORY: a tmpfs. noswap is new in Linux 6.4.
+mount_noswap() {
+    try 10 mount -t tmpfs -o "$1,noswap" ramboot-root "$2" || try 10 mount -t tmpfs -o "$1" ramboot-root "$2"
 }
 
 # --- phases that the hooks call -------------------------------------------------------------
@@ -196,8 +214,17 @@ open_disk() {
         return 0
     fi
     save_state
+    # the overlay lies over the root that LVM is about to activate
+    [ "$ST_BACKEND" != overlay ] || return 0
+    build || {
+        take_back
+        persistent
+    }
+}
+
+# build: make_root in a child, so that a signal or a bug there comes back here; 1: see reason.
+build() {
     phase ''
-    # a child, so that a signal or a bug there comes back here
     (
         make_root
         rc=$?
@@ -209,18 +236,41 @@ open_disk() {
     rc=$?
     load_state
     umount_below "$RUN/source"
-    if [ "$rc" -eq 0 ] && layer_down; then
+    if [ "$rc" -eq 0 ] && finish_build; then
         reason=
         save_state
         rm -rf "$RUN/work"
         : > "$RUN/ready"
-        say "the root file system is in RAM ($ST_BACKEND)"
-        rescan
         return 0
     fi
     reason=${reason:-the build of the RAM root ended by a signal}
-    take_back
-    persistent
+    return 1
+}
+
+# finish_build: a copy needs the disk no more, and the real volume group comes back.
+finish_build() {
+    case $ST_BACKEND,$ST_DISK in
+        overlay,*) ;;
+        snapshot,*)
+            layer_stays
+            say 'all of the disk is behind a copy-on-write layer in RAM (snapshot)'
+            return
+            ;;
+        *,detached)
+            # dracut and systemd wait for the root's device; they get the layer's until hand_over
+            if [ "$ROOT_KIND" = lvm ]; then
+                layer_volumes && layer_lvm_config '' && layer_stays || return 1
+            else
+                layer_down || return 1
+                rescan
+            fi
+            ;;
+        *)
+            layer_down || return 1
+            rescan
+            ;;
+    esac
+    say "the root file system is in RAM ($ST_BACKEND)"
 }
 
 # save_state, load_state: what a later phase, another process, needs to know.
@@ -256,11 +306,12 @@ take_back() {
     umount_below "$RUN/source"
     umount_below "$RUN/root"
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
-    if [ -e "$RUN/layer" ]; then
+    if [ -e "$RUN/layer" ] || [ -e "$RUN/snapshot" ]; then
+        rm -f /etc/lvm/lvmlocal.conf
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/snapshot"
 }
 
 # persistent: reports a boot from the disk.
@@ -279,6 +330,11 @@ pre_mount() {
     # root= on a partition: there was no quiet moment in the initqueue
     open_disk
     load_state
+    [ "$ST_BACKEND" != overlay ] || [ -e "$RUN/ready" ] || [ -e "$RUN/status.json" ] || build || {
+        take_back
+        persistent
+        return 0
+    }
     [ -e "$RUN/ready" ] || {
         [ -e "$RUN/status.json" ] || {
             reason='ramboot did not find the device of the root file system'
@@ -288,7 +344,7 @@ pre_mount() {
         return 0
     }
     phase handover
-    hand_over && {
+    take_place && {
         reason=
         phase end
         write_status ram
@@ -296,6 +352,13 @@ pre_mount() {
     }
     take_back
     persistent
+}
+
+take_place() {
+    case $ST_BACKEND in
+        snapshot) snapshot_ready ;;
+        *) hand_over ;;
+    esac
 }
 
 # hand_over: systemd's units for the disk's root make way first. They require its device, and
@@ -311,6 +374,7 @@ hand_over() {
     fi
     try 10 mount --move "$RUN/root/root" "${NEWROOT:-/sysroot}" || return 1
     umount "$RUN/root" 2> /dev/null || :
+    [ "$ST_DISK" != detached ] || detach_disk || return 1
     # the shutdown initramfs would be read from /boot, only to take down a root that is not used
     rm -f /run/initramfs/.need_shutdown
 }

@@ -124,13 +124,13 @@ read_config() {
         value=${line#*=}
         case $key in
             version) one_of "$value" 1 ;;
-            mode) one_of "$value" ask off zram tmpfs ;;
-            backend) one_of "$value" zram tmpfs ;;
+            mode) one_of "$value" ask off zram tmpfs snapshot overlay ;;
+            backend) one_of "$value" zram tmpfs snapshot overlay ;;
             default) one_of "$value" y n ;;
-            disk) one_of "$value" attached ;;
+            disk) one_of "$value" attached detached ;;
             swap) one_of "$value" session off keep ;;
             zram_algorithm) one_of "$value" auto lz4 lzo-rle lzo zstd ;;
-            zram_size_mib | tmpfs_size_mib) [ "$value" = auto ] || is_number "$value" ;;
+            zram_size_mib | tmpfs_size_mib | snapshot_store_mib) [ "$value" = auto ] || is_number "$value" ;;
             timeout_s | reserve_mib | headroom_mib | copy_timeout_s) is_number "$value" ;;
             exclude)
                 case $value in
@@ -157,7 +157,7 @@ read_config() {
 
 # Each must be there; exclude may be, and more than once.
 CONF_KEYS='version mode backend default timeout_s disk swap zram_algorithm zram_size_mib
-tmpfs_size_mib reserve_mib headroom_mib copy_timeout_s'
+tmpfs_size_mib snapshot_store_mib reserve_mib headroom_mib copy_timeout_s'
 
 bad_config() {
     reason="the configuration $CONF has a line that is not understood: $(printable "$1")"
@@ -224,7 +224,8 @@ try() {
     [ "$rc" -eq 0 ] && return 0
     case $rc in
         124 | 137) reason="$1 did not end within $limit s" ;;
-        *) reason="$1 failed ($rc): $(printable "$(printf '%s' "$out" | tail -n 1)")" ;;
+        # mount's hint to look into dmesg is indented
+        *) reason="$1 failed ($rc): $(printable "$(printf '%s' "$out" | grep -v '^[[:space:]]' | tail -n 1)")" ;;
     esac
     return 1
 }

@@ -72,16 +72,17 @@ replace_file() {
     cat > "$RUN/work/new" && cat "$RUN/work/new" > "$1"
 }
 
-# rewrite_fstab: root and swap go, /boot and the ESP stay unmounted, qubes' volumes may lack.
+# rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay unmounted, qubes' volumes may lack.
 rewrite_fstab() {
     [ -f "$1/etc/fstab" ] || return 0
-    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" '
+    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v root="$ST_BACKEND" -v lost="$([ "$ST_DISK" != detached ] || printf ',noauto')" '
         /^[ \t]*(#|$)/ { print; next }
+        $2 == "/" && root == "snapshot" { print; next }
         $2 == "/" || ($3 == "swap" && keep != "keep") || (btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
             print "# RAM session: " $0; next
         }
         $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" { $4 = $4 ",noauto,nofail"; $6 = 0; print; next }
-        $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// { $4 = $4 ",nofail"; $6 = 0; print; next }
+        $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// { $4 = $4 ",nofail" lost; $6 = 0; print; next }
         { print }' "$1/etc/fstab" | replace_file "$1/etc/fstab"
 }
 
@@ -114,7 +115,7 @@ mask() {
 mask_units() {
     # shellcheck disable=SC2086 # lists of names
     mask "$1/etc/systemd/system" $SYSTEM_MASKS && mask "$1/etc/systemd/user" $USER_MASKS || return 1
-    [ "$ST_BACKEND" != tmpfs ] || mask "$1/etc/systemd/system" $TMPFS_MASKS
+    ! one_of "$ST_BACKEND" tmpfs overlay || mask "$1/etc/systemd/system" $TMPFS_MASKS
 }
 
 # no_swap: the units, wherever they come from. fstab and crypttab are done.

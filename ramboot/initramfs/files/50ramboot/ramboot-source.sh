@@ -12,6 +12,9 @@ LAYER=ramboot-layer
 LAYER_STORE_MIB=2048
 # Chunk in sectors: 64 KiB, the smallest chunk of a thin pool.
 LAYER_CHUNK=128
+# More arguments for dm-snapshot, their number first.
+LAYER_OPTIONS=
+LAYER_ALGORITHM=
 
 # --- which device ---------------------------------------------------------------------------
 
@@ -158,10 +161,9 @@ layer_up() {
     }
     mkdir -p "$RUN"
     : > "$RUN/layer"
-    zram_new LAYER_ZRAM $((LAYER_STORE_MIB * MIB)) '' || return 1
-    printf '%s' "$LAYER_ZRAM" > "$RUN/layer-zram"
+    layer_store || return 1
     try 60 dmsetup create "$LAYER" --table \
-        "0 $sectors snapshot $SOURCE_DISK /dev/zram$LAYER_ZRAM N $LAYER_CHUNK" || return 1
+        "0 $sectors snapshot $SOURCE_DISK $LAYER_STORE N $LAYER_CHUNK${LAYER_OPTIONS:+ $LAYER_OPTIONS}" || return 1
     udevadm settle --timeout=30
     case $ROOT_KIND in
         device) SOURCE_ROOT=/dev/mapper/$LAYER ;;
@@ -177,11 +179,63 @@ layer_up() {
     layer_holds_root
 }
 
+# layer_store: sets LAYER_STORE to a zram device, or a loop device over it with the sector size of
+# the disk. zram's sectors have 4096 bytes and device-mapper takes the larger: on a disk with 512,
+# xfs would not mount, and a qube would not find the partitions of its root volume.
+layer_store() {
+    zram_new LAYER_ZRAM $((LAYER_STORE_MIB * MIB)) "$LAYER_ALGORITHM" || return 1
+    printf '%s' "$LAYER_ZRAM" > "$RUN/layer-zram"
+    LAYER_STORE=/dev/zram$LAYER_ZRAM
+    [ "$(blockdev --getss "$SOURCE_DISK")" -lt 4096 ] || return 0
+    modprobe -q loop 2> /dev/null
+    LAYER_STORE=$(losetup --find --show --sector-size "$(blockdev --getss "$SOURCE_DISK")" "/dev/zram$LAYER_ZRAM" 2> /dev/null)
+    [ -b "$LAYER_STORE" ] || {
+        reason="the layer's store could not be given the disk's sector size"
+        return 1
+    }
+    printf '%s' "$LAYER_STORE" > "$RUN/layer-loop"
+}
+
 # layer_lvm COMMAND...: LVM that sees the layer and nothing else; the disk has the same
 # physical volume. A devices file would make it ignore the filter.
 layer_lvm() {
     try 120 lvm "$@" --config \
-        "devices{global_filter=[\"a|^/dev/mapper/$LAYER\$|\",\"r|.*|\"] filter=[\"a|.*|\"] use_devicesfile=0} activation{monitoring=0}"
+        "$(layer_lvm_devices) activation{monitoring=0}"
+}
+
+# layer_lvm_devices: LVM configuration with the layer as the only device there is.
+layer_lvm_devices() {
+    printf 'devices{global_filter=["a|^/dev/mapper/%s$|","r|.*|"] filter=["a|.*|"] use_devicesfile=0}' "$LAYER"
+}
+
+# layer_volumes: what the kernel line asks dracut to activate, which LVM's own scan leaves
+# alone once the layer is in use (64-lvm.rules).
+layer_volumes() {
+    local lv
+    for lv in $(getargs rd.lvm.lv); do
+        [ "${lv%%/*}" != "${ROOT_SPEC%%/*}" ] || [ "$lv" = "$ROOT_SPEC" ] \
+            || layer_lvm lvchange -ay -K --yes --sysinit "$lv" || return 1
+    done
+}
+
+# layer_lvm_config ROOT: for the LVM there. lvmlocal.conf comes last (lvm.conf(5)).
+layer_lvm_config() {
+    mkdir -p "$1/etc/lvm" && rm -f "$1/etc/lvm/lvmlocal.conf" \
+        && printf '# RAM session: the disk is written through the layer alone\n%s\n' "$(layer_lvm_devices)" \
+            > "$1/etc/lvm/lvmlocal.conf" || {
+        reason='LVM could not be told of the layer'
+        return 1
+    }
+}
+
+# layer_stays: the layer is the root's from here on, no longer ours alone.
+layer_stays() {
+    local device
+    mv "$RUN/layer" "$RUN/snapshot"
+    for device in "/dev/mapper/$LAYER" /dev/mapper/"$(dm_name "${ROOT_SPEC%%/*}/")"*; do
+        [ ! -b "$device" ] || udevadm trigger --action=change "$(readlink -f "$device")" 2> /dev/null || :
+    done
+    udevadm settle --timeout=30
 }
 
 # layer_holds_root: no volume of the disk may be reached except through the layer.
@@ -222,8 +276,10 @@ layer_down() {
         reason="${before:+$before; }ramboot's layer over $SOURCE_DISK could not be removed"
         return 1
     fi
+    [ ! -e "$RUN/layer-loop" ] || losetup -d "$(cat "$RUN/layer-loop")" 2> /dev/null || :
+    udevadm settle --timeout=30
     zram_drop "$(cat "$RUN/layer-zram" 2> /dev/null)" || :
-    rm -f "$RUN/layer" "$RUN/layer-zram"
+    rm -f "$RUN/layer" "$RUN/layer-zram" "$RUN/layer-loop"
     udevadm settle --timeout=30
 }
 
@@ -260,4 +316,13 @@ umount_below() {
             umount "$target" 2> /dev/null || umount -l "$target" 2> /dev/null
         done
     return 0
+}
+
+# detach_disk: the volume group and the layer go, then the LUKS mapping, and with it its key.
+detach_disk() {
+    local name
+    layer_down || return 1
+    name=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null) || return 0
+    try 30 dmsetup remove --retry "$name" || return 1
+    rm -f "$RUN/snapshot"
 }

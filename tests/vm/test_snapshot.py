@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The backend snapshot: what the machine writes stays in RAM, what it deletes gives RAM back. The
+first boot goes through GRUB and Xen with the image that the formula built, the others start an
+initramfs built on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from vm import build
+from vm.claims import assert_persistent, settled, status
+from vm.disk import Disk
+from vm.machine import Machine
+
+MachineMaker = Callable[..., Machine]
+# The zram device under the layer, and the bytes of RAM that it takes.
+STORE = "cat /sys/block/zram$(cat /run/ramboot/layer-zram)/mm_stat | awk '{print $3}'"
+
+
+def assert_snapshot_session(dom0: Machine) -> None:
+    """dom0 and the volume group are on the layer, and LVM knows nothing else."""
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", "snapshot", "attached")
+    assert told["reason"] is None
+    assert settled(dom0) == "running"
+    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
+    assert dom0.succeed("pvs --noheadings -o pv_name").split() == ["/dev/mapper/ramboot-layer"]
+    assert dom0.succeed("swapon --show --noheadings") == ""
+    dom0.fail("mountpoint -q /boot")
+    # the layer alone holds the disk
+    assert dom0.succeed("ls /sys/block/dm-0/holders | wc -l") == "1"
+
+
+def work_like_qubes(dom0: Machine) -> None:
+    """What qubesd does with volumes at a qube's start and stop, and a qube that writes."""
+    dom0.succeed("vgchange -ay qubes_dom0")
+    dom0.succeed("lvcreate -q -kn -ay -s -n vm-work-private-snap qubes_dom0/vm-work-private")
+    dom0.succeed("mount /dev/qubes_dom0/vm-work-private-snap /mnt")
+    dom0.succeed("dd if=/dev/urandom of=/mnt/data bs=1M count=100 conv=fsync status=none")
+    dom0.succeed("umount /mnt && lvremove -q -f qubes_dom0/vm-work-private")
+    dom0.succeed("lvrename -q qubes_dom0 vm-work-private-snap vm-work-private")
+    dom0.succeed("lvcreate -q -V 1G -T qubes_dom0/vm-pool -n vm-secret-volatile")
+    dom0.succeed("echo gone with the power > /root/note && sync")
+
+
+def test_nothing_that_dom0_or_a_qube_writes_reaches_the_disk(
+    applied_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start(arguments="ramboot=snapshot")
+    dom0.unlock()
+    dom0.shell()
+    assert dom0.succeed("cat /sys/hypervisor/type") == "xen"
+    assert_snapshot_session(dom0)
+    work_like_qubes(dom0)
+    full = int(dom0.succeed(STORE))
+    assert full > 100_000_000
+    # what is discarded gives its RAM back; removing a thin volume alone discards nothing
+    dom0.succeed("blkdiscard /dev/qubes_dom0/vm-work-private")
+    dom0.succeed("lvremove -q -f qubes_dom0/vm-work-private && sync")
+    assert int(dom0.succeed(STORE)) < full - 90_000_000
+    dom0.poweroff()
+    assert dom0.written_bytes() == 0
+    assert dom0.disk_unchanged()
+
+
+def test_a_write_protected_disk_boots(machine: MachineMaker) -> None:
+    dom0 = machine(build.base(), read_only=True)
+    dom0.start_direct("ramboot=snapshot", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    assert_snapshot_session(dom0)
+    work_like_qubes(dom0)
+
+
+# Its LVM has a device of its own in mind, whatever the layer's configuration says.
+STUBBORN = """#!/bin/sh
+case "$*" in *"lvm pvs"*) echo /dev/mapper/ramboot-layer /dev/sdz1 && exit 0 ;; esac
+exec /usr/sbin/chroot.real "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        pytest.param(
+            {"usr/sbin/chroot": STUBBORN}, "would use other devices", id="lvm-sees-the-disk"
+        ),
+        pytest.param({"usr/bin/mountpoint": "#!/bin/sh\nexit 0\n"}, "is busy", id="root-busy"),
+    ],
+)
+def test_a_snapshot_that_is_not_safe_is_taken_back(
+    machine: MachineMaker, files: dict[str, str], reason: str
+) -> None:
+    dom0 = machine(build.base())
+    dom0.start_direct("ramboot=snapshot", initrd=build.initramfs(), files=files)
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, reason)
