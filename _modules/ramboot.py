@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Boot dom0 into RAM: what runs, what would fit, what is installed, what can leave traces.
 
-Questions: status, plan, audit, initramfs, verify. The one action: rebuild. Failures raise.
+Questions: status, plan, audit, initramfs, verify, orphans. Actions: rebuild, orphans with a token.
+Failures raise.
 """
 
 from __future__ import annotations
@@ -170,15 +171,19 @@ def plan() -> dict[str, dict[str, Any]]:
     Whether a RAM session would fit, for each backend. Nothing is changed.
 
     The same arithmetic as at boot: used bytes of / (without the excludes) times the room that the
-    backend takes, plus reserve and headroom of the pillar.
+    backend takes, plus reserve and headroom of the pillar. Stateless qubes that the pillar asks for
+    and that are not there yet are reckoned as if they were.
 
     Returns {"zram" | "tmpfs" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of them the
     root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the prompt of a
     RAM boot: of grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`), "fits": bool,
     "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
-    "source_bytes", "excluded_bytes", "algorithm": name or None, "says": one sentence}}.
+    "source_bytes", "excluded_bytes", "qubes_bytes" (of source_bytes, stateless qubes that are
+    there), "qubes_pending_bytes" (of source_bytes, those that are not), "algorithm": name or None,
+    "says": one sentence}}.
 
-    Raises SaltInvocationError when the pillar is wrong.
+    Raises SaltInvocationError when the pillar is wrong; CommandExecutionError when it asks for
+    qubes and qubesd can't be asked.
 
     CLI Example:
 
@@ -188,6 +193,8 @@ def plan() -> dict[str, dict[str, Any]]:
     """
     settings = __salt__["ramboot_config.load"]()
     used, excluded = _source_bytes(settings["copy"]["exclude"])
+    qubes = __salt__["ramboot_qubes.budget"]()
+    used += qubes["pending_bytes"]
     spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
     now = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
     maximum = settings["grub"]["dom0_mem_max_mib"]
@@ -218,6 +225,8 @@ def plan() -> dict[str, dict[str, Any]]:
             "fits_now": needed <= now,
             "source_bytes": used,
             "excluded_bytes": excluded,
+            "qubes_bytes": qubes["present_bytes"],
+            "qubes_pending_bytes": qubes["pending_bytes"],
             "algorithm": name,
             "says": f"{_mib(needed)} of RAM needed, {_mib(available)} available: "
             + ("fits" if needed <= available else "does not fit"),
@@ -232,7 +241,11 @@ def audit() -> list[dict[str, str]]:
     Returns [{"place", "finding", "verdict"}] with `ram` (goes with the power), `disk` (is written
     to a disk), `trace` (can reach a disk though nothing writes there on purpose) or `unknown`
     (could not be told; count it as a trace). Covers the root, mounts, /boot, swap, zram's backing
-    devices, active logical volumes, writers of grubenv.
+    devices, active logical volumes, writers of grubenv; each volume of each qube, pools, what is
+    left of qubes that are no more. Of the qubes the last row, "qubes", has the verdict over all.
+
+    In a persistent session the verdicts are about that session; where a RAM session would have a
+    qube's volume in RAM, the finding says so.
 
     CLI Example:
 
@@ -242,9 +255,71 @@ def audit() -> list[dict[str, str]]:
     """
     return [
         place
-        for part in (_audit_mounts, _audit_swap, _audit_zram, _audit_volumes, _audit_grubenv)
+        for part in (
+            _audit_mounts,
+            _audit_swap,
+            _audit_zram,
+            _audit_volumes,
+            _audit_grubenv,
+            _audit_qubes,
+        )
         for place in _tried(part)
     ]
+
+
+def orphans(remove: str | None = None) -> dict[str, Any]:
+    """
+    List what is left of qubes that are no more, or delete what was listed.
+
+    A qube that was made in a RAM session is forgotten with it; its volumes on the disk stay, and
+    its name with them.
+
+    remove
+        the token of a listing: deletes all that it had, if it is still the same. Only in a
+        persistent session. Default: list.
+
+    Returns {"orphans": [{"what": "VG/LV" or a directory, "kind": "volume" | "directory", "qube":
+    name, "bytes": int, "made": text}], "token": text or None} or, after a deletion, {"removed":
+    [what]}.
+
+    Raises CommandExecutionError when qubesd or LVM can't be asked, in a RAM session, with another
+    token than the listing's, and when something can't be deleted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.orphans
+        qubesctl ramboot.orphans remove=t0123456789abcde
+    """
+    if remove is None:
+        return __salt__["ramboot_qubes_audit.orphans"]()
+    return {"removed": __salt__["ramboot_qubes_audit.remove_orphans"](remove)}
+
+
+def backing(device: str) -> str:
+    """
+    What a device's data lies on, down to the last device below it.
+
+    device
+        as in mountinfo or /proc/swaps: /dev/..., or the name of a file system without one.
+
+    Returns `ram`, `disk` (any disk below makes it one) or `unknown`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.backing /dev/zram1
+    """
+    if device in ("tmpfs", "ramfs"):
+        return "ram"
+    if not device.startswith("/dev/"):
+        return "unknown"
+    kinds = _leaves(os.path.basename(os.path.realpath(device)))
+    if "disk" in kinds:
+        return "disk"
+    return "ram" if kinds == {"ram"} else "unknown"
 
 
 # Status
@@ -253,7 +328,7 @@ def audit() -> list[dict[str, str]]:
 def _unnoted(path: str) -> dict[str, Any]:
     """What stands for status.json when our module did not run."""
     root = _root_mount()
-    on_disk = _backing(root["source"]) == "disk"
+    on_disk = backing(root["source"]) == "disk"
     return {
         "schema": 1,
         "session": "persistent" if on_disk else "unknown",
@@ -387,9 +462,9 @@ def _audit_mounts() -> list[dict[str, str]]:
             if mount["target"] == "/":
                 places.append(_place(where, what, "ram"))
         else:
-            backing = _backing(mount["source"])
-            verdict = {"ram": "ram", "disk": "disk"}.get(backing, "unknown")
-            if backing == "disk" and not mount["writable"]:
+            below = backing(mount["source"])
+            verdict = {"ram": "ram", "disk": "disk"}.get(below, "unknown")
+            if below == "disk" and not mount["writable"]:
                 # mounting alone can write: journal, thin pool
                 verdict = "trace"
             places.append(_place(where, f"{what}, {mode}", verdict))
@@ -405,7 +480,7 @@ def _audit_swap() -> list[dict[str, str]]:
         _place(
             f"swap {swap['name']}",
             f"{swap['type']}, {_mib(swap['used_bytes'])} used",
-            verdicts.get(_backing(swap["name"]), "disk" if swap["type"] == "file" else "unknown"),
+            verdicts.get(backing(swap["name"]), "disk" if swap["type"] == "file" else "unknown"),
         )
         for swap in found
     ]
@@ -416,9 +491,9 @@ def _audit_zram() -> list[dict[str, str]]:
     for folder in sorted(glob.glob(f"{_sys()}/block/zram*")):
         # absent where the kernel has no write-back
         path = f"{folder}/backing_dev"
-        backing = _read(path).strip() if os.path.exists(path) else "none"
-        verdict = "ram" if backing == "none" else "disk"
-        places.append(_place(os.path.basename(folder), f"backing device: {backing}", verdict))
+        device = _read(path).strip() if os.path.exists(path) else "none"
+        verdict = "ram" if device == "none" else "disk"
+        places.append(_place(os.path.basename(folder), f"backing device: {device}", verdict))
     return places
 
 
@@ -428,10 +503,10 @@ def _audit_volumes() -> list[dict[str, str]]:
         if not _read(f"{folder}/dm/uuid").startswith("LVM-"):
             continue
         name = _read(f"{folder}/dm/name").strip()
-        backing = _backing(f"/dev/{os.path.basename(folder)}")
-        if backing != "ram":
-            verdict = "trace" if backing == "disk" else "unknown"
-            places.append(_place(f"volume {name}", f"active, on {backing}", verdict))
+        below = backing(f"/dev/{os.path.basename(folder)}")
+        if below != "ram":
+            verdict = "trace" if below == "disk" else "unknown"
+            places.append(_place(f"volume {name}", f"active, on {below}", verdict))
     return places
 
 
@@ -448,6 +523,10 @@ def _audit_grubenv() -> list[dict[str, str]]:
         finding = "masked" if masked else "can write grubenv in /boot"
         places.append(_place(unit, finding, "ram" if masked else "trace"))
     return places
+
+
+def _audit_qubes() -> list[dict[str, str]]:
+    return __salt__["ramboot_qubes_audit.places"](_mounts())
 
 
 # The system
@@ -503,18 +582,6 @@ def _root_mount() -> dict[str, Any]:
         if mount["target"] == "/":
             return mount
     raise CommandExecutionError(f"{_paths()['proc_mountinfo']} has no line for /")
-
-
-def _backing(device: str) -> str:
-    """What a device's data lies on: `ram`, `disk`, or `unknown`; any disk below makes it `disk`."""
-    if device in ("tmpfs", "ramfs"):
-        return "ram"
-    if not device.startswith("/dev/"):
-        return "unknown"
-    kinds = _leaves(os.path.basename(os.path.realpath(device)))
-    if "disk" in kinds:
-        return "disk"
-    return "ram" if kinds == {"ram"} else "unknown"
 
 
 def _leaves(name: str) -> set[str]:

@@ -23,6 +23,20 @@ DEFAULTS = "salt://ramboot/defaults.yaml"
 
 # No quotes, backslash, dollar, blanks or line ends: what is left is safe in a key=value line.
 _GLOB = re.compile(r"/[A-Za-z0-9/._+@:,=~%^!*?\[\]-]+")
+# What qubesd takes (core-admin: qubes/vm/__init__.py, validate_name; qubes/api/admin.py, pool_add,
+# vm_feature_set; qubes/tags.py); pools and labels get the same rule.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
+_KEY = {"properties": re.compile(r"[a-z][a-z0-9_]*"), "features": re.compile(r"[A-Za-z0-9_.-]+")}
+_VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
+_TAG = re.compile(r"[A-Za-z0-9_-]+")
+_SERVICE = re.compile(r"[A-Za-z0-9_.-]+")
+_PORT = re.compile(r"[0-9a-f]{2}_[0-9a-f]{2}\.[0-7](-[0-9a-f]{2}_[0-9a-f]{2}\.[0-7])*")
+_PATH = re.compile(r"(/[A-Za-z0-9._+@:,=-]+)+")
+# Below ramboot:qubes: a name stands for one qube.
+_MADE = (
+    "templates", "disposable_templates", "app_qubes", "standalones", "disposables", "low_ram",
+    "save", "settings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,28 @@ class Grub:
 
 
 @dataclass(frozen=True)
+class Qubes:
+    """Qubes to make and to set up: by kind, then by name; each with every key that it can have.
+
+    The mappings are plain; ramboot_qubes reads them and changes none.
+    """
+
+    pool: str
+    templates: dict[str, dict[str, Any]]
+    disposable_templates: dict[str, dict[str, Any]]
+    app_qubes: dict[str, dict[str, Any]]
+    standalones: dict[str, dict[str, Any]]
+    disposables: dict[str, dict[str, Any]]
+    low_ram: dict[str, dict[str, Any]]
+    save: dict[str, dict[str, Any]]
+    settings: dict[str, dict[str, Any]]
+    file_pools: dict[str, dict[str, Any]]
+    default_pools: dict[str, str]
+    aliases: str
+    remove_data: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Settings:
     """The whole pillar. Whoever holds one need not check again."""
 
@@ -95,6 +131,7 @@ class Settings:
     copy: Copy
     grub: Grub
     swap: str
+    qubes: Qubes
 
 
 _SECTIONS = {
@@ -105,6 +142,7 @@ _SECTIONS = {
     "memory": Memory,
     "copy": Copy,
     "grub": Grub,
+    "qubes": Qubes,
 }
 
 
@@ -175,6 +213,7 @@ def load(pillar: dict[str, Any] | None = None) -> dict[str, Any]:
     plain = asdict(settings)
     plain["copy"]["exclude"] = list(settings.copy.exclude)
     plain["grub"]["entries"] = list(settings.grub.entries)
+    plain["qubes"]["remove_data"] = list(settings.qubes.remove_data)
     return plain
 
 
@@ -204,6 +243,7 @@ def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
             for key, rule in allowed.items()
         }
         values[section] = _SECTIONS[section](**checked)
+    _once(values["qubes"], found)
     if not found:
         found += _contradictions(values["boot"], values["grub"], known["need_the_disk"])
     return (None if found else Settings(**values)), found
@@ -240,8 +280,9 @@ def _mapping(where: str, given: Any, allowed: dict[str, Any], found: list[str]) 
             continue
         near = difflib.get_close_matches(str(key), allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        name = key if isinstance(key, str) and key.isprintable() else repr(key)
-        found.append(f"{where}:{name} is not a known key; {hint}known: {', '.join(allowed)}")
+        found.append(
+            f"{where}:{_key_shown(key)} is not a known key; {hint}known: {', '.join(allowed)}"
+        )
     return given
 
 
@@ -252,6 +293,8 @@ def _check(where: str, value: Any, rule: dict[str, Any], known: dict, found: lis
         return _globs(where, value, known["exclude"], found)
     if kind == "choices":
         return _choices(where, value, rule, found)
+    if kind in _KINDS:
+        return _KINDS[kind](where, value, rule, known, found)
     value = _word(value, rule.get("of", []))
     if kind == "choice":
         good, wanted = _is_one_of(value, rule["of"]), _one_of(rule["of"])
@@ -360,6 +403,173 @@ def _meets(pattern: list[str], path: list[str]) -> bool:
     """Whether the pattern can match the path, something above it or something below it."""
     # zip: the shorter one decides, which is what "above" and "below" mean here
     return all(fnmatch.fnmatchcase(part, glob) for glob, part in zip(pattern, path, strict=False))
+
+
+# Kinds of ramboot:qubes; each takes the place, the value, its rule, the defaults and the faults
+
+
+def _name(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> Any:
+    if value is None and "default" in rule and rule["default"] is None:
+        return None
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        found.append(
+            f"{where}: {_show(value)} is not allowed; allowed: a name of at most 31 letters,"
+            " digits and _ . - that begins with a letter"
+        )
+    return value
+
+
+def _names(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: a list of names, each once")
+        return ()
+    for item in value:
+        if rule.get("of") != "tags":
+            _name(where, item, {}, known, found)
+        elif not isinstance(item, str) or not _TAG.fullmatch(item):
+            found.append(
+                f"{where}: {_show(item)} is not allowed; allowed: letters, digits, _ and -"
+            )
+    for item in sorted({item for item in value if isinstance(item, str)}):
+        if value.count(item) > 1:
+            found.append(f"{where}: {_show(item)} is listed twice")
+    return tuple(item for item in value if isinstance(item, str))
+
+
+def _path(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> Any:
+    good = isinstance(value, str) and len(value) <= 255 and _PATH.fullmatch(value)
+    if not good or {".", ".."} & set(value.split("/")):
+        found.append(
+            f"{where}: {_show(value)} is not allowed; allowed: an absolute path of letters, digits"
+            " and . _ + @ : , = - without '.', '..' and a slash at its end"
+        )
+    return value
+
+
+def _flag(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> Any:
+    if not isinstance(value, bool):
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: true or false")
+    return value
+
+
+def _pairs(where: str, value: Any, wanted: str, found: list[str]) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
+        return {}
+    return value
+
+
+def _entries(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> dict[str, Any]:
+    checked = {}
+    for name, given in _pairs(where, value, "a mapping of names", found).items():
+        place = f"{where}:{_key_shown(name)}"
+        # dom0 can be given settings, not be made
+        made = name != "dom0" or where.endswith(":settings")
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or not made:
+            found.append(
+                f"{where}: {_show(name)} is not allowed; allowed: a name of at most 31 letters,"
+                " digits and _ . - that begins with a letter, but dom0"
+            )
+            continue
+        inside = _mapping(place, given, rule["keys"], found)
+        checked[name] = {}
+        for key, inner in rule["keys"].items():
+            if inner.get("needed") and inside.get(key) is None:
+                found.append(f"{place}:{key} is needed")
+                continue
+            given_value = inside.get(key, inner.get("default"))
+            checked[name][key] = _check(f"{place}:{key}", given_value, inner, known, found)
+        for key, kept in checked[name].items():
+            if isinstance(kept, tuple):
+                checked[name][key] = list(kept)
+    return checked
+
+
+def _values(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> dict[str, Any]:
+    pattern, checked = _KEY[rule["of"]], {}
+    for key, item in _pairs(where, value, f"a mapping of {rule['of']}", found).items():
+        place = f"{where}:{_key_shown(key)}"
+        if not isinstance(key, str) or not pattern.fullmatch(key):
+            found.append(f"{where}: {_show(key)} is not a name of {rule['of']}")
+        elif key in rule["refused"] or (rule["of"] == "features" and key.startswith("service.")):
+            found.append(f"{place} can't be set here")
+        elif isinstance(item, float) or not isinstance(item, (str, int, type(None))):
+            found.append(
+                f"{place}: {_show(item)} is not allowed; allowed: text, a whole number, true, false"
+                " or nothing"
+            )
+        elif isinstance(item, str) and not _VALUE.fullmatch(item):
+            found.append(
+                f"{place}: {_show(item)} is not allowed; allowed: at most 1024 printable ASCII"
+                " characters"
+            )
+        checked[key] = item
+    return checked
+
+
+def _switches(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> dict[str, Any]:
+    checked = {}
+    for key, item in _pairs(where, value, "a mapping of names to true or false", found).items():
+        if not isinstance(key, str) or not _SERVICE.fullmatch(key):
+            found.append(f"{where}: {_show(key)} is not a name of a service")
+            continue
+        checked[key] = _flag(f"{where}:{key}", item, rule, known, found)
+    return checked
+
+
+def _choice_of(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> dict[str, Any]:
+    wanted = f"a mapping of {', '.join(rule['of'])}"
+    given = _pairs(where, value, wanted, found)
+    _mapping(where, given, dict.fromkeys(rule["of"]), found)
+    return {
+        key: _name(f"{where}:{key}", item, rule, known, found)
+        for key, item in given.items()
+        if key in rule["of"]
+    }
+
+
+def _ports(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> dict[str, Any]:
+    checked = {}
+    for port, options in _pairs(where, value, "a mapping of PCI devices", found).items():
+        if not isinstance(port, str) or not _PORT.fullmatch(port):
+            found.append(
+                f"{where}: {_show(port)} is not allowed; allowed: a PCI device as qvm-pci shows it,"
+                " in quotes (YAML takes it for a number): '00_14.0'"
+            )
+            continue
+        given = [] if options is None else options
+        checked[port] = list(_choices(f"{where}:{port}", given, {"of": rule["options"]}, found))
+    return checked
+
+
+_KINDS = {
+    "name": _name,
+    "names": _names,
+    "path": _path,
+    "flag": _flag,
+    "entries": _entries,
+    "values": _values,
+    "switches": _switches,
+    "choice_of": _choice_of,
+    "ports": _ports,
+}
+
+
+def _once(qubes: Qubes, found: list[str]) -> None:
+    """A qube stands in one place."""
+    seen: dict[str, str] = {}
+    for kind in _MADE:
+        for name in getattr(qubes, kind):
+            if name in seen:
+                found.append(
+                    f"ramboot:qubes:{kind}:{name} is also in ramboot:qubes:{seen[name]}; a qube"
+                    " stands in one place"
+                )
+            seen.setdefault(name, kind)
+
+
+def _key_shown(key: Any) -> str:
+    return key if isinstance(key, str) and key.isprintable() else repr(key)
 
 
 def _show(value: Any) -> str:

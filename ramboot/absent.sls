@@ -4,6 +4,7 @@
 
 include:
   - ramboot.session.absent
+  - ramboot.qubes.absent
   - ramboot.swap.absent
   - ramboot.grub.absent
   - ramboot.initramfs.absent
@@ -21,6 +22,7 @@ ramboot-absent-preflight:
 {%- endif %}
     - require_in:
       - sls: ramboot.session.absent
+      - sls: ramboot.qubes.absent
       - sls: ramboot.swap.absent
       - sls: ramboot.grub.absent
       - sls: ramboot.initramfs.absent

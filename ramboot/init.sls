@@ -7,4 +7,5 @@ include:
   - ramboot.initramfs
   - ramboot.grub
   - ramboot.swap
+  - ramboot.qubes
   - ramboot.session

@@ -15,6 +15,7 @@ put there is a KeyError. The whole of `defaults.yaml` is real, but each of its p
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -160,3 +161,55 @@ def world(request, tmp_path):
 def load():
     """`load("_modules/NAME.py", salt={...})`: one module with exactly the dunders given."""
     return load_module
+
+
+STANDIN = REPO / "tests" / "standin"
+
+
+def import_standin(monkeypatch):
+    """`import qubesadmin` gives the stand-in, fresh; the real one is back after the test."""
+    for name in [key for key in sys.modules if key.partition(".")[0] == "qubesadmin"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(STANDIN))
+    module = importlib.import_module("qubesadmin")
+    for name in [key for key in sys.modules if key.partition(".")[0] == "qubesadmin"]:
+        # monkeypatch takes out again what was not there before
+        monkeypatch.setitem(sys.modules, name, sys.modules.pop(name))
+    return module
+
+
+def populate(qubesd, below):
+    """What a fresh Qubes has, in the stand-in's world: pools, a template, a netvm, a dvm.
+
+    below
+        the directory that stands for /
+    """
+    qubesd.add_pool("varlibqubes", "file", dir_path=f"{below}/var/lib/qubes", revisions_to_keep=1)
+    qubesd.add_pool("linux-kernel", "linux-kernel", dir_path=f"{below}/var/lib/qubes/vm-kernels")
+    qubesd.add_pool("vm-pool", "lvm_thin", volume_group="qubes_dom0", thin_pool="vm-pool")
+    qubesd.system["default_pool"] = "vm-pool"
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "debian-12-xfce", "black")
+    qubesd.fill("debian-12-xfce", "root", 3 << 20)
+    qubesd.fill("debian-12-xfce", "private", 1 << 16)
+    app.default_template = "debian-12-xfce"
+    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").provides_network = True
+    app.default_netvm = "sys-net"
+    dvm = app.add_new_vm("AppVM", "default-dvm", "red", template="debian-12-xfce")
+    dvm.template_for_dispvms = True
+    app.default_dispvm = "default-dvm"
+    qubesd.calls.clear()
+
+
+@pytest.fixture
+def qubesd(world, monkeypatch):
+    """The stand-in for qubesd with what a fresh Qubes has; the seam to it is in `world.salt`."""
+    module = import_standin(monkeypatch)
+    populate(module.WORLD, world.root)
+    world.salt["cmd.run_all"] = lambda command, **options: {
+        "retcode": 0,
+        "stdout": "",
+        "stderr": "",
+    }
+    world.module("ramboot_qubesadmin")
+    return module.WORLD

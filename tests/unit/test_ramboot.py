@@ -78,7 +78,8 @@ def system(world):
 
 @pytest.fixture
 def ramboot(world, system, monkeypatch):
-    world.module("ramboot_config")
+    for name in ("config", "qubesadmin", "qubes_record", "qubes", "qubes_audit"):
+        world.module(f"ramboot_{name}")
     module = world.module("ramboot")
     (world.root / "dom0").mkdir()
     monkeypatch.setattr(module, "ROOT", f"{world.root}/dom0")
@@ -180,6 +181,8 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
         "fits_now": False,
         "source_bytes": used,
         "excluded_bytes": 0,
+        "qubes_bytes": 0,
+        "qubes_pending_bytes": 0,
     }
     assert ramboot.plan() == {
         "zram": {
@@ -261,6 +264,19 @@ def test_plan_changes_nothing(world, ramboot):
     before = {path: path.stat() for path in world.root.rglob("*")}
     ramboot.plan()
     assert {path: path.stat() for path in world.root.rglob("*")} == before
+
+
+def test_plan_reckons_qubes_that_the_pillar_asks_for_as_if_they_were_there(world, ramboot):
+    before = ramboot.plan()
+    world.salt["ramboot_qubes.budget"] = lambda: {
+        "present_bytes": GIB,
+        "pending_bytes": 2 * GIB,
+    }
+    for backend, plan in ramboot.plan().items():
+        assert plan["source_bytes"] == before[backend]["source_bytes"] + 2 * GIB
+        assert (plan["qubes_bytes"], plan["qubes_pending_bytes"]) == (GIB, 2 * GIB)
+        copied = GIB if backend in ("zram", "tmpfs") else -1
+        assert plan["needed_bytes"] > before[backend]["needed_bytes"] + copied
 
 
 # audit

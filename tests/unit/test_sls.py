@@ -163,9 +163,10 @@ def test_a_bad_pillar_stops_everything_and_is_told_whole(minion, test):
     assert told["result"] is False
     assert told["comment"].splitlines() == [
         "nothing was changed:",
-        "ramboot:zran is not a known key; did you mean zram? known: boot, zram, tmpfs, memory,"
-        " copy, grub, swap",
-        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram or tmpfs",
+        "ramboot:zran is not a known key; did you mean zram? known: boot, zram, tmpfs, snapshot,"
+        " memory, copy, grub, swap, qubes",
+        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram, tmpfs, snapshot or"
+        " overlay",
         "ramboot:swap: 'never' is not allowed; allowed: session, off or keep",
     ]
     assert unmet(states) == []
@@ -194,6 +195,7 @@ def test_a_good_pillar_passes_preflight_and_reaches_every_component(minion):
         "initramfs",
         "grub",
         "swap",
+        "qubes",
         "session",
     }
     assert states["ramboot-initramfs-boot-conf"]["result"] is None

@@ -1,0 +1,1061 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Qubes whose every volume lies in the RAM root's pool, and settings of others.
+
+Three questions: what stands in the way (`faults`), what is not as the pillar wants it (`pending`),
+what an undo would do (`undo_pending`); two actions that do what the questions listed. Everything is
+asked of qubesd (ramboot_qubesadmin), nothing is guessed from names.
+
+A qube of ours has the feature `ramboot-made`, which holds its kind *and its own name*: disposables
+and clones inherit features (QubesOS/qubes-core-admin: qubes/vm/dispvm.py), and are not ours for
+that. It is set before anything else, as "begun", and becomes whole last of all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+__virtualname__ = "ramboot_qubes"
+
+MADE, SOURCE = "ramboot-made", "ramboot-source"
+# In the order in which one builds on the other.
+KINDS = {
+    "templates": "TemplateVM",
+    "standalones": "StandaloneVM",
+    "disposable_templates": "AppVM",
+    "low_ram": "AppVM",
+    "app_qubes": "AppVM",
+    "save": "AppVM",
+    "disposables": "DispVM",
+}
+CLONES = ("templates", "standalones")
+# Volumes with contents of their own, by what a qube is.
+OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
+# Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py).
+QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
+# Features that say what is in a template's root: copied again with it.
+OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "qrexec", "gui", "boot-mode.",
+               "default-menu-items", "netvm-menu-items")  # fmt: skip
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+# Questions
+
+
+def wanted() -> bool:
+    """
+    Whether the pillar asks for anything, or something of an earlier one is recorded.
+
+    Without either no other function here asks qubesd, so that the formula runs where there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.wanted
+    """
+    settings = _settings()
+    asked = [*KINDS, "settings", "file_pools", "default_pools"]
+    return any(settings[key] for key in asked) or __salt__["ramboot_qubes_record.exists"]()
+
+
+def faults() -> list[str]:
+    """
+    Everything that stands in the way of what the pillar asks for, a sentence each.
+
+    Nothing is changed. Covers the pool and the storage layout, what qubes are built on, names in
+    use, classes, templates and pools of what exists, labels, properties, running qubes that would
+    have to be halted, room in the pool.
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.faults
+    """
+    if not wanted():
+        return []
+    if not __salt__["ramboot_qubesadmin.available"]():
+        return ["ramboot:qubes is set, and Qubes' Python API (qubesadmin) is not installed here"]
+    look = _Look(_settings())
+    found = _pool_faults(look)
+    for kind, name, entry in look.entries():
+        found += _qube_faults(look, kind, name, entry)
+    for name, entry in look.settings["settings"].items():
+        if name not in look.qubes:
+            found.append(f"settings:{name}: there is no such qube")
+            continue
+        found += _value_faults(look, "settings", name, entry, look.qubes[name]["class"])
+    return found + _room_faults(look)
+
+
+def warnings() -> list[str]:
+    """
+    What is worth knowing and no reason to stop, a sentence each.
+
+    Clones whose source was updated since and that are not copied anew by themselves, qubes of ours
+    that the pillar no longer has, and a RAM session that would not fit with what is asked for.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.warnings
+    """
+    if not wanted() or not __salt__["ramboot_qubesadmin.available"]():
+        return []
+    look = _Look(_settings())
+    found = [told for name, told in _freshness(look).items() if told]
+    asked = {name for _kind, name, _entry in look.entries()}
+    found += [
+        f"{name} was made by ramboot, is no longer in the pillar, and stays"
+        for name in sorted(look.record["made"])
+        if name not in asked and name in look.qubes
+    ]
+    if budget()["pending_bytes"]:
+        found += [
+            f"with these qubes a RAM session on {backend} needs more RAM than dom0 gets:"
+            f" {plan['says']}"
+            for backend, plan in __salt__["ramboot.plan"]().items()
+            if not plan["fits"] and backend == __salt__["ramboot_config.load"]()["boot"]["backend"]
+        ]
+    return found
+
+
+def pending(part: str) -> list[dict[str, Any]]:
+    """
+    What is not as the pillar wants it, in the order in which it would be changed.
+
+    part
+        "pools" (file pools), "qubes" (those to be made, and their settings) or "settings" (of other
+        qubes and of the system; and what an earlier pillar set and this one does not).
+
+    Returns [{"what": text, unique, "old": value, "new": value, ...}]; what else a step has is for
+    `apply`.
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.pending qubes
+    """
+    if not wanted():
+        return []
+    look = _Look(_settings())
+    return {"pools": _pool_steps, "qubes": _qube_steps, "settings": _settings_steps}[part](look)
+
+
+def budget() -> dict[str, int]:
+    """
+    What qubes of ours add to the root that a RAM session copies.
+
+    Returns {"present_bytes": allocated by those that are there, a part of what / holds already,
+    "pending_bytes": what those that the pillar asks for and that are not there will allocate}, on
+    the disk, before compression; both 0 where the pillar asks for none.
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.budget
+    """
+    found = {"present_bytes": 0, "pending_bytes": 0}
+    if not wanted() or not __salt__["ramboot_qubesadmin.available"]():
+        return found
+    look = _Look(_settings())
+    for kind, name, entry in look.entries():
+        if look.standing(name) == "whole":
+            found["present_bytes"] += sum(
+                volume["usage"]
+                for volume in look.volumes(name).values()
+                if volume["pool"] == look.pool
+            )
+        elif kind in CLONES and entry["source"] in look.qubes:
+            found["pending_bytes"] += _clone_bytes(look, entry["source"])
+    return found
+
+
+def undo_pending() -> dict[str, Any]:
+    """
+    What `undo` would do.
+
+    Returns {"faults": [sentences; nothing is done while there is one], "steps": as in `pending`,
+    "left": [sentences: what stays, and why]}.
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.undo_pending
+    """
+    empty: dict[str, Any] = {"faults": [], "steps": [], "left": []}
+    if not __salt__["ramboot_qubesadmin.available"]():
+        if __salt__["ramboot_qubes_record.exists"]():
+            told = "qubes of ours are recorded, and Qubes' Python API (qubesadmin) is missing"
+            return {**empty, "faults": [told]}
+        return empty
+    try:
+        settings = _settings()
+    except SaltInvocationError:
+        # an undo needs no pillar, so a bad one is no obstacle
+        settings = None
+    found = _undo(_Look(settings))
+    session = __salt__["ramboot_preflight.session_fault"]()
+    if session and found["steps"]:
+        # qubesd would delete volumes on the disk, and at the next boot list their qubes again
+        found["faults"].insert(0, session)
+    return found
+
+
+# Actions
+
+
+def apply(part: str) -> list[str]:
+    """
+    Change what `pending` lists, in its order.
+
+    part
+        as in `pending`.
+
+    Returns sentences about what was done otherwise than one may expect.
+
+    Raises CommandExecutionError at the first step that fails. A qube that was being made is deleted
+    again or, where that fails too, stays marked as half-made; the next run makes it anew.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.apply qubes
+    """
+    notes: list[str] = []
+    # Twice: a qube may name one that is made after it, and a new template resets `rw` of the root
+    # (core-admin: qubes/vm/appvm.py, template_changed_update_storage).
+    for _pass in range(2):
+        for step in pending(part):
+            notes += _do(step)
+    return notes
+
+
+def undo() -> list[str]:
+    """
+    Do what `undo_pending` lists.
+
+    Returns its `left`.
+
+    Raises CommandExecutionError when something stands in the way, or a step fails.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.undo
+    """
+    todo = undo_pending()
+    if todo["faults"]:
+        raise CommandExecutionError("\n".join(todo["faults"]))
+    for step in todo["steps"]:
+        _do(step)
+    for item in todo.get("forget", []):
+        __salt__["ramboot_qubes_record.forget"](*item)
+    return todo["left"]
+
+
+# What there is
+
+
+class _Look:
+    """One look at the system: each question to qubesd is asked once."""
+
+    def __init__(self, settings: dict[str, Any] | None) -> None:
+        self.settings = settings or {"remove_data": [], **{kind: {} for kind in KINDS}}
+        self.pool = self.settings.get("pool")
+        self.qubes = __salt__["ramboot_qubesadmin.qubes"]()
+        self.pools = __salt__["ramboot_qubesadmin.pools"]()
+        self.record = __salt__["ramboot_qubes_record.read"]()
+        self._cache: dict[tuple, Any] = {}
+
+    def entries(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(kind, name, entry) of each qube to be made, what others build on first."""
+        return [
+            (kind, name, entry)
+            for kind in KINDS
+            for name, entry in sorted(
+                self.settings.get(kind, {}).items(),
+                # one that names another disposable template after those that name none
+                key=lambda item: item[1].get("default_dispvm", "self") not in ("self", "none"),
+            )
+        ]
+
+    def running_on(self, name: str) -> list[str]:
+        """The qube itself and whatever is based on it, as far as it runs."""
+        return [
+            other
+            for other, qube in self.qubes.items()
+            if qube["running"] and (other == name or name in self.bases(other))
+        ]
+
+    def bases(self, name: str) -> list[str]:
+        """The qube's template, that one's template, and so on."""
+        found: list[str] = []
+        above = self.qubes[name]["template"]
+        while above and above in self.qubes and above not in found:
+            found.append(above)
+            above = self.qubes[above]["template"]
+        return found
+
+    def kind_of(self, name: str) -> str | None:
+        return next((kind for kind in KINDS if name in self.settings.get(kind, {})), None)
+
+    def _once(self, function: str, *arguments: Any) -> Any:
+        key = (function, *map(str, arguments))
+        if key not in self._cache:
+            self._cache[key] = __salt__[f"ramboot_qubesadmin.{function}"](*arguments)
+        return self._cache[key]
+
+    def volumes(self, name: str) -> dict[str, dict[str, Any]]:
+        return self._once("volumes", name)
+
+    def features(self, name: str) -> dict[str, str]:
+        return self._once("features", name)
+
+    def tags(self, name: str) -> list[str]:
+        return self._once("tags", name)
+
+    def devices(self, name: str) -> dict[str, dict[str, str]]:
+        return self._once("devices", name)
+
+    def labels(self) -> list[str]:
+        return self._once("labels")
+
+    def property_names(self, name: str | None) -> list[str]:
+        return self._once("property_names", name)
+
+    def value(self, name: str | None, key: str) -> dict[str, Any]:
+        return self._once("properties", name, [key])[key]
+
+    def standing(self, name: str) -> str:
+        """`absent`, `half` (ours, not whole), `whole` (ours) or `foreign`."""
+        if name not in self.qubes:
+            return "absent"
+        mark = self.features(name).get(MADE, "").split(" ")
+        if len(mark) == 3 and mark[0] in ("begun", "whole") and mark[2] == name:
+            return "whole" if mark[0] == "whole" else "half"
+        return "foreign"
+
+    def state(self, name: str, volume: str) -> str:
+        """See ramboot_qubes_pools.state_of."""
+        info = self.volumes(name)[volume]
+        return __salt__["ramboot_qubes_pools.state_of"](self.pools.get(info["pool"]), info)
+
+    def states(self, name: str) -> dict[str, str]:
+        """The state of each volume that keeps what is written to it."""
+        return {
+            volume: self.state(name, volume)
+            for volume, info in self.volumes(name).items()
+            if info["save_on_stop"]
+        }
+
+    def used_since(self, name: str) -> bool:
+        """Whether a qube of ours has been written to since it was made; true when unknown."""
+        noted = self.record["made"].get(name, {})
+        return not noted.get("whole") or self.states(name) != noted["volumes"]
+
+
+def _settings() -> dict[str, Any]:
+    return __salt__["ramboot_config.load"]()["qubes"]
+
+
+# What stands in the way
+
+
+def _pool_faults(look: _Look) -> list[str]:
+    found = []
+    in_pool = [kind for kind in KINDS if kind != "save" and look.settings[kind]]
+    if in_pool:
+        fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, look.pools.get(look.pool))
+        found += [fault] if fault else []
+    for name, entry in look.settings["file_pools"].items():
+        there = look.pools.get(name)
+        if there is not None:
+            for key in ("driver", "dir_path"):
+                if there.get(key) != entry[key]:
+                    found.append(
+                        f"file_pools:{name}: there is a pool of that name with {key}"
+                        f" {there.get(key)}, not {entry[key]}"
+                    )
+        elif __salt__["ramboot_qubes_pools.on_root"](entry["dir_path"]) and not entry["on_root"]:
+            found.append(
+                f"file_pools:{name}: {entry['dir_path']} is on /, which a RAM session copies and"
+                " forgets; set on_root: true if that is meant, or mount something there first"
+            )
+        elif not os.path.isdir(os.path.dirname(entry["dir_path"])):
+            # qubesd makes the last directory alone (core-admin: qubes/storage/file.py, setup)
+            found.append(
+                f"file_pools:{name}: there is no directory {os.path.dirname(entry['dir_path'])}"
+            )
+    for key, name in look.settings["default_pools"].items():
+        if name not in look.pools and name not in look.settings["file_pools"]:
+            found.append(f"default_pools:{key}: there is no pool {name}")
+    return found
+
+
+def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:
+    """What speaks against one qube that is to be made or is there."""
+    where, standing = f"{kind}:{name}", look.standing(name)
+    if standing == "foreign":
+        return [
+            f"{where}: a qube of that name is there ({look.qubes[name]['class']}) and was not made"
+            " by ramboot; rename or delete it, or choose another name"
+        ]
+    found = _base_faults(look, kind, name, entry)
+    if standing == "half" and look.qubes[name]["running"]:
+        found.append(f"{where}: it is half-made and running; halt it, it has to be made anew")
+    if standing == "whole":
+        found += _shape_faults(look, kind, name, entry)
+        if kind == "templates" and name in _to_refresh(look) and look.running_on(name):
+            found.append(
+                f"{where}: it is to be copied anew, and {', '.join(look.running_on(name))} is"
+                " running; halt that first"
+            )
+    return found + _value_faults(look, kind, name, entry, KINDS[kind])
+
+
+def _base_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:
+    """What the qube builds on: there, of the right class, in the right pool, halted if need be."""
+    key = "source" if kind in CLONES else "template"
+    base, where = entry[key], f"{kind}:{name}:{key}"
+    classes = {
+        "templates": ("TemplateVM",),
+        "standalones": ("TemplateVM", "StandaloneVM"),
+        "disposables": ("AppVM",),
+    }.get(kind, ("TemplateVM",))
+    planned = look.kind_of(base)
+    if base == name:
+        return [f"{where}: a qube can't be made from itself"]
+    if planned in KINDS and look.standing(base) != "foreign":
+        there = {"class": KINDS[planned], "running": False}
+        if kind in CLONES:
+            return [f"{where}: {base} is made by ramboot itself; name what that is a copy of"]
+    elif base in look.qubes:
+        there = look.qubes[base]
+    else:
+        return [f"{where}: there is no qube {base}"]
+    if there["class"] not in classes:
+        return [f"{where}: {base} is a {there['class']}; wanted: {' or '.join(classes)}"]
+    if kind in CLONES:
+        needed = look.standing(name) != "whole" or name in _to_refresh(look)
+        if needed and there["running"]:
+            return [f"{where}: {base} is running; halt it, a volume in use can't be copied whole"]
+        return []
+    if kind == "disposables" and planned == "low_ram":
+        return [f"{where}: the root of {base} stays on the disk; name a disposable template"]
+    if kind == "disposables":
+        good = planned == "disposable_templates" or (
+            base in look.qubes
+            and "template_for_dispvms" in look.property_names(base)
+            and look.value(base, "template_for_dispvms")["value"] == "True"
+        )
+        if not good:
+            return [f"{where}: {base} is no template of disposables"]
+    if kind in ("disposable_templates", "app_qubes", "disposables") and planned not in (
+        "templates",
+        "disposable_templates",
+    ):
+        root = look.volumes(base)["root"]["pool"]
+        if root != look.pool:
+            return [
+                f"{where}: the root of {base} lies in pool {root}, and so would that of {name}"
+                f" (a snapshot lies where its origin lies); put a copy of {base} under templates"
+            ]
+    return []
+
+
+def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:
+    """Whether a qube of ours still is what it was made as."""
+    where, qube = f"{kind}:{name}", look.qubes[name]
+    if qube["class"] != KINDS[kind]:
+        return [f"{where}: it is a {qube['class']}, not a {KINDS[kind]}; delete it to have it anew"]
+    mark = look.features(name)[MADE].split(" ")[1]
+    if mark != kind:
+        return [f"{where}: it was made under {mark}; delete it to have it anew"]
+    found = []
+    if kind == "disposables" and qube["template"] != entry["template"]:
+        found.append(
+            f"{where}: its template is {qube['template']}; delete it to have it anew on"
+            f" {entry['template']} (the volatile volume would stay where it is)"
+        )
+    for volume, pool in _pools_wanted(look, kind, entry).items():
+        real = look.volumes(name)[volume]["pool"]
+        if real != pool:
+            found.append(
+                f"{where}: its {volume} volume lies in pool {real}, not in {pool}; delete it to"
+                " have it anew"
+            )
+    return found
+
+
+def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, str]:
+    """Where each volume that we care for has to lie."""
+    if kind == "save":
+        pool = entry["pool"] or look.value(None, "default_pool_private")["value"]
+        return {"private": pool}
+    if kind == "low_ram":
+        return {"private": look.pool} | (
+            {"volatile": look.pool} if entry["volatile"] == "pool" else {}
+        )
+    return dict.fromkeys(("root", "private", "volatile"), look.pool)
+
+
+def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls: str) -> list[str]:
+    """Labels, properties and qubes that are named and are not there."""
+    where, found = f"{kind}:{name}", []
+    if entry["label"] is not None and entry["label"] not in look.labels():
+        found.append(
+            f"{where}:label: there is no label {entry['label']}; known: {', '.join(look.labels())}"
+        )
+    # one of the same class tells which properties there will be
+    model = name if name in look.qubes else None
+    model = model or next((key for key, qube in look.qubes.items() if qube["class"] == cls), None)
+    names = look.property_names(model) if model else []
+    known = {*look.qubes, *(key for _kind, key, _entry in look.entries())}
+    for key, value in entry["properties"].items():
+        if names and key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            found.append(f"{where}:properties:{key}: {cls} has no such property{hint}")
+        elif key in QUBE_VALUED and value and value not in known:
+            found.append(f"{where}:properties:{key}: there is no qube {value}")
+    if entry.get("default_dispvm", "self") not in {"self", "none", *known}:
+        found.append(f"{where}:default_dispvm: there is no qube {entry['default_dispvm']}")
+    if kind == "save":
+        if entry["properties"].get("netvm"):
+            found.append(f"{where}:properties:netvm: a save qube has no network")
+        pool = _pools_wanted(look, kind, entry)["private"]
+        if pool == look.pool:
+            found.append(
+                f"{where}: pool {pool} is that of the RAM root, which forgets; name another"
+            )
+        elif pool not in look.pools and pool not in look.settings["file_pools"]:
+            found.append(f"{where}:pool: there is no pool {pool}")
+    if kind == "settings" and entry["template"] and entry["template"] not in known:
+        found.append(f"{where}:template: there is no qube {entry['template']}")
+    return found
+
+
+def _room_faults(look: _Look) -> list[str]:
+    """Whether the pool has room for every copy, before the first of them is begun."""
+    needed = sum(
+        _clone_bytes(look, entry["source"])
+        for kind, name, entry in look.entries()
+        if kind in CLONES and entry["source"] in look.qubes and look.standing(name) != "whole"
+    )
+    config = look.pools.get(look.pool, {})
+    if not needed or "size" not in config or "usage" not in config:
+        return []
+    free = int(config["size"]) - int(config["usage"])
+    if needed <= free:
+        return []
+    return [f"pool {look.pool} has {free >> 20} MiB left, and the copies need {needed >> 20} MiB"]
+
+
+def _clone_bytes(look: _Look, source: str) -> int:
+    volumes = look.volumes(source)
+    return sum(volumes[key]["usage"] for key in OWN["TemplateVM"] if key in volumes)
+
+
+# Freshness
+
+
+def _freshness(look: _Look) -> dict[str, str | None]:
+    """Clones whose source was updated since: what is told about each; None: it is copied anew."""
+    found: dict[str, str | None] = {}
+    for name, entry in look.settings["templates"].items():
+        if look.standing(name) != "whole" or entry["source"] not in look.qubes:
+            continue
+        noted = look.features(name).get(SOURCE)
+        if noted == look.state(entry["source"], "root"):
+            continue
+        told = f"{name}: {entry['source']} was updated since it was copied"
+        if noted is None:
+            # its root may be half of the old and half of the new
+            found[name] = None
+        elif entry["refresh"] == "manual":
+            found[name] = f"{told}; refresh: manual keeps the old copy"
+        elif look.used_since(name) and name not in look.settings["remove_data"]:
+            found[name] = (
+                f"{told}, but {name} itself was changed as well, which a new copy would undo;"
+                f" add {name} to remove_data to have it copied anew"
+            )
+        else:
+            found[name] = None
+    return found
+
+
+def _to_refresh(look: _Look) -> list[str]:
+    return [name for name, told in _freshness(look).items() if told is None]
+
+
+# Steps
+
+
+def _pool_steps(look: _Look) -> list[dict[str, Any]]:
+    return [
+        _step(
+            f"pool {name}",
+            None,
+            {"driver": entry["driver"], "dir_path": entry["dir_path"]},
+            ["add_pool", name, entry],
+        )
+        for name, entry in look.settings["file_pools"].items()
+        if name not in look.pools
+    ]
+
+
+def _qube_steps(look: _Look) -> list[dict[str, Any]]:
+    steps = []
+    refresh = _to_refresh(look)
+    for kind, name, entry in look.entries():
+        values = _values(look, kind, name, entry)
+        if look.standing(name) != "whole":
+            shown = {key: entry[key] for key in ("source", "template") if key in entry}
+            shown |= {"kind": kind, "class": KINDS[kind]}
+            shown |= {_shown(group, key): value for group, key, value in values}
+            shown |= {f"pool of {key}": v for key, v in _pools_wanted(look, kind, entry).items()}
+            old = "half-made" if look.standing(name) == "half" else None
+            steps.append(_step(name, old, shown, ["make", kind, name, entry, values, look.pool]))
+            continue
+        if name in refresh:
+            old = look.features(name).get(SOURCE, "not known to be whole")
+            new = look.state(entry["source"], "root")
+            steps.append(
+                _step(
+                    f"{name}: root of {entry['source']}",
+                    old,
+                    new,
+                    ["refresh", name, entry["source"]],
+                )
+            )
+        for group, key, value in values:
+            now = _now(look, name, group, key)
+            if not _same(group, now, value):
+                steps.append(
+                    _step(
+                        f"{name}: {_shown(group, key)}",
+                        _plain(group, now),
+                        value,
+                        ["set", name, group, key, value],
+                    )
+                )
+    return steps
+
+
+def _settings_steps(look: _Look) -> list[dict[str, Any]]:
+    """Settings of other qubes and of the system; then those that are no longer asked for."""
+    asked = [
+        (name, *value)
+        for name, entry in look.settings["settings"].items()
+        for value in _values(look, "settings", name, entry)
+    ]
+    asked += [(None, "property", key, pool) for key, pool in look.settings["default_pools"].items()]
+    steps = []
+    for name, group, key, value in asked:
+        now = _now(look, name, group, key)
+        if not _same(group, now, value):
+            steps.append(
+                _step(
+                    f"{name or 'system'}: {_shown(group, key)}",
+                    _plain(group, now),
+                    value,
+                    ["change", name, group, key, now, value],
+                )
+            )
+    kept = {(name, group, key) for name, group, key, _value in asked}
+    return steps + _put_back(look, kept)[0]
+
+
+def _put_back(
+    look: _Look, kept: set[tuple[str | None, str, str]]
+) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
+    """Steps that undo recorded settings, what is left as it is, notes to drop without a step."""
+    steps, left, forget = [], [], []
+    for item in look.record["settings"]:
+        name, group, key = item["qube"], item["group"], item["key"]
+        what = f"{name or 'system'}: {_shown(group, key)}"
+        if (name, group, key) in kept:
+            continue
+        if name is not None and name not in look.qubes:
+            forget.append((name, group, key))
+            continue
+        now = _now(look, name, group, key)
+        if now == item["old"]:
+            forget.append((name, group, key))
+        elif _same(group, now, item["new"]):
+            old, new = _plain(group, now), _plain(group, item["old"])
+            steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
+        else:
+            left.append(f"{what} was changed to {_plain(group, now)!r} since and is left as it is")
+            forget.append((name, group, key))
+    return steps, left, forget
+
+
+def _undo(look: _Look) -> dict[str, Any]:
+    steps, left, forget = _put_back(look, set())
+    found: list[str] = []
+    gone: set[str] = set()
+    for name in sorted(look.qubes):
+        standing = look.standing(name)
+        if (
+            standing == "half"
+            or standing == "whole"
+            and (name in look.settings["remove_data"] or not look.used_since(name))
+        ):
+            gone.add(name)
+        elif standing == "whole":
+            left.append(
+                f"{name} was used since it was made and may hold data: it is left as it is; add it"
+                " to remove_data, or delete it yourself"
+            )
+    # whoever stays keeps what it needs, and so on
+    users = {name: _users(look, name, steps) for name in gone}
+    while blocked := sorted(name for name in gone if users[name].keys() - gone):
+        for name in blocked:
+            stays = [told for other, told in users[name].items() if other not in gone]
+            left.append(f"{name} is in use by {', '.join(stays)} and is left as it is")
+        gone -= set(blocked)
+    found += [
+        f"{name} is running: halt it, then undo again"
+        for name in sorted(gone)
+        if look.qubes[name]["running"]
+    ]
+    todo = sorted(gone)
+    while todo:
+        # what nobody left in the list needs; in a circle qubesd decides
+        name = next((name for name in todo if not users[name].keys() & set(todo)), todo[0])
+        todo.remove(name)
+        old = "half-made" if look.standing(name) == "half" else "present"
+        steps.append(_step(name, old, None, ["remove", name]))
+    for name in look.record["pools"]:
+        named = [
+            key
+            for key in look.property_names(None)
+            if key.startswith("default_pool")
+            and look.value(None, key) == {"value": name, "default": False}
+            and f"system: {_shown('property', key)}" not in {step["what"] for step in steps}
+        ]
+        inside = sorted(
+            key
+            for key in look.qubes
+            if key not in gone and any(info["pool"] == name for info in look.volumes(key).values())
+        )
+        if name not in look.pools:
+            steps.append(_step(f"pool {name}", "recorded", None, ["remove_pool", name]))
+        elif inside or named:
+            left.append(
+                f"pool {name} is in use by {', '.join([*inside, *named])} and is left as it is"
+            )
+        else:
+            steps.append(_step(f"pool {name}", "present", None, ["remove_pool", name]))
+    # notes of qubes that somebody else deleted
+    for name in look.record["made"]:
+        if name not in look.qubes:
+            steps.append(_step(f"record of {name}", "present", None, ["forget_made", name]))
+    return {"faults": found, "steps": steps, "left": left, "forget": forget}
+
+
+def _users(look: _Look, name: str, steps: list[dict[str, Any]]) -> dict[str, str]:
+    """Who makes qubesd refuse to delete it, and how (core-admin: qubes/app.py,
+    on_domain_pre_deleted); "" stands for the system. A step of the same undo that sets the property
+    to something else counts as done.
+    """
+    changed = {step["what"] for step in steps}
+    found: dict[str, str] = {}
+    for other, qube in look.qubes.items():
+        if other in (name, "dom0"):
+            continue
+        if qube["template"] == name and f"{other}: template" not in changed:
+            found[other] = other
+            continue
+        for key in set(QUBE_VALUED) & set(look.property_names(other)):
+            value = look.value(other, key)
+            if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
+                found[other] = f"{other} ({key})"
+    for key in look.property_names(None):
+        pool = key.startswith("default_pool")
+        if not pool and look.value(None, key)["value"] == name and f"system: {key}" not in changed:
+            found[""] = f"the system ({key})"
+    return found
+
+
+def _step(what: str, old: Any, new: Any, do: list[Any]) -> dict[str, Any]:
+    return {"what": what, "old": old, "new": new, "do": do}
+
+
+# Settings: (group, key, value)
+
+
+def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tuple]:
+    """What the pillar wants of a qube, with what its kind needs; values as qubesd spells them."""
+    found: list[tuple[str, str, Any]] = []
+    if kind in ("disposable_templates", "low_ram"):
+        found.append(("property", "template_for_dispvms", "True"))
+        words = {"self": name, "none": ""}
+        wanted_dispvm = words.get(entry["default_dispvm"], entry["default_dispvm"])
+        found.append(("property", "default_dispvm", wanted_dispvm))
+        # its own place in the menu: entries that start disposables
+        # (QubesOS/qubes-desktop-linux-common: qubesappmenus)
+        if "appmenus-dispvm" not in entry["features"]:
+            found.append(("feature", "appmenus-dispvm", "1"))
+    if kind == "low_ram":
+        found.append(("volume", "root rw", False))
+        if entry["volatile"] == "ephemeral":
+            found.append(("volume", "volatile ephemeral", True))
+    if kind == "templates" and "skip-update" not in entry["features"]:
+        # an update of the copy would be undone by the next copy, in a RAM session by its end
+        # (QubesOS/qubes-core-admin-linux: vmupdate)
+        found.append(("feature", "skip-update", "1"))
+    if kind == "save":
+        found.append(("property", "netvm", ""))
+    if kind not in (*CLONES, "disposables") and entry.get("template"):
+        found.append(("property", "template", entry["template"]))
+    if entry["label"] is not None:
+        found.append(("property", "label", entry["label"]))
+    found += [("property", key, _text(value)) for key, value in entry["properties"].items()]
+    found += [("feature", key, _feature(value)) for key, value in entry["features"].items()]
+    found += [
+        ("feature", f"service.{key}", "1" if value else "")
+        for key, value in entry["services"].items()
+    ]
+    found += [("tag", key, True) for key in entry["tags"]]
+    found += [
+        ("pci", port, dict.fromkeys(options, "True"))
+        for port, options in entry.get("pci", {}).items()
+    ]
+    return found
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _feature(value: Any) -> str | None:
+    """Qubes writes an enabled feature as 1 and a disabled one as nothing (client: features.py)."""
+    if isinstance(value, bool):
+        return "1" if value else ""
+    return None if value is None else str(value)
+
+
+def _shown(group: str, key: str) -> str:
+    return key if group in ("property", "volume") else f"{group} {key}"
+
+
+def _now(look: _Look, name: str | None, group: str, key: str) -> Any:
+    """The value as it is, with all that is needed to put it back."""
+    if group == "property":
+        return look.value(name, key)
+    assert name is not None
+    if group == "feature":
+        return look.features(name).get(key)
+    if group == "tag":
+        return key in look.tags(name)
+    if group == "volume":
+        volume, option = key.split(" ")
+        return look.volumes(name)[volume][option]
+    return look.devices(name).get(key)
+
+
+def _same(group: str, now: Any, value: Any) -> bool:
+    return now["value"] == value if group == "property" else now == value
+
+
+def _plain(group: str, now: Any) -> Any:
+    if group == "property" and isinstance(now, dict):
+        return "default" if now["default"] else now["value"]
+    return now
+
+
+# What steps do
+
+
+def _do(step: dict[str, Any]) -> list[str]:
+    action, *arguments = step["do"]
+    return globals()[f"_do_{action}"](*arguments) or []
+
+
+def _do_add_pool(name: str, entry: dict[str, Any]) -> None:
+    __salt__["ramboot_qubes_record.pool"](name)
+    try:
+        __salt__["ramboot_qubesadmin.add_pool"](
+            name, entry["driver"], {"dir_path": entry["dir_path"]}
+        )
+    except CommandExecutionError:
+        if name not in __salt__["ramboot_qubesadmin.pools"]():
+            __salt__["ramboot_qubes_record.pool"](name, False)
+        raise
+
+
+def _do_remove_pool(name: str) -> None:
+    if name in __salt__["ramboot_qubesadmin.pools"]():
+        __salt__["ramboot_qubesadmin.remove_pool"](name)
+    __salt__["ramboot_qubes_record.pool"](name, False)
+
+
+def _do_remove(name: str) -> None:
+    __salt__["ramboot_qubesadmin.remove"](name)
+    if name in __salt__["ramboot_qubesadmin.qubes"]():
+        raise CommandExecutionError(f"{name} was deleted without an error and is still there")
+    __salt__["ramboot_qubes_record.made"](name, None)
+
+
+def _do_forget_made(name: str) -> None:
+    __salt__["ramboot_qubes_record.made"](name, None)
+
+
+def _do_set(name: str | None, group: str, key: str, value: Any) -> None:
+    """`value` as in `_values`, or as `_now` gave it."""
+    if group == "property":
+        if isinstance(value, dict) and value["default"]:
+            __salt__["ramboot_qubesadmin.reset_property"](name, key)
+        else:
+            value = value["value"] or "" if isinstance(value, dict) else value
+            __salt__["ramboot_qubesadmin.set_property"](name, key, value)
+    elif group == "feature":
+        __salt__["ramboot_qubesadmin.set_feature"](name, key, value)
+    elif group == "tag":
+        __salt__["ramboot_qubesadmin.set_tag"](name, key, value)
+    elif group == "volume":
+        __salt__["ramboot_qubesadmin.set_volume"](name, *key.split(" "), value)
+    else:
+        __salt__["ramboot_qubesadmin.set_device"](name, key, value)
+
+
+def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> None:
+    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value)
+    _do_set(name, group, key, value)
+
+
+def _do_put_back(name: str | None, group: str, key: str, old: Any) -> None:
+    _do_set(name, group, key, old)
+    __salt__["ramboot_qubes_record.forget"](name, group, key)
+
+
+def _do_make(
+    kind: str, name: str, entry: dict[str, Any], values: list[tuple], pool: str
+) -> list[str]:
+    """From nothing, or from a half-made one, to whole; or nothing again."""
+    if name in __salt__["ramboot_qubesadmin.qubes"]():
+        _do_remove(name)
+    __salt__["ramboot_qubes_record.made"](name, kind)
+    try:
+        _make_empty(kind, name, entry, pool)
+        if kind in CLONES:
+            _fill(name, entry["source"])
+        for group, key, value in values:
+            # the template is given at creation, and a qube that is made later is named later
+            there = key not in QUBE_VALUED or value in ("", *__salt__["ramboot_qubesadmin.qubes"]())
+            if (group, key) != ("property", "template") and there:
+                _do_set(name, group, key, value)
+        look = _Look(_settings())
+        for volume, wanted_pool in _pools_wanted(look, kind, entry).items():
+            real = look.volumes(name)[volume]["pool"]
+            if real != wanted_pool:
+                raise CommandExecutionError(
+                    f"the {volume} volume of {name} was made in pool {real}, not in {wanted_pool}"
+                )
+        source = entry["source"] if kind in CLONES else None
+        told = __salt__["ramboot_qubesadmin.update_menu"](name, source)
+        __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"whole {kind} {name}")
+        __salt__["ramboot_qubes_record.made"](name, kind, True, look.states(name))
+    except CommandExecutionError as error:
+        raise CommandExecutionError(f"{error}; {_unmake(name)}") from error
+    return [told] if told else []
+
+
+def _unmake(name: str) -> str:
+    """After a failure: a half-made qube takes room and helps nobody."""
+    try:
+        if name in __salt__["ramboot_qubesadmin.qubes"]():
+            mark = __salt__["ramboot_qubesadmin.features"](name).get(MADE, "")
+            if not mark.endswith(f" {name}"):
+                return f"{name} itself is not marked as ours and was not touched"
+            __salt__["ramboot_qubesadmin.remove"](name)
+        __salt__["ramboot_qubes_record.made"](name, None)
+    except CommandExecutionError as error:
+        return f"{name} is half-made and will be made anew ({error})"
+    return f"nothing of {name} was kept"
+
+
+def _make_empty(kind: str, name: str, entry: dict[str, Any], pool: str) -> None:
+    look = _Look(_settings())
+    base = entry["source"] if kind in CLONES else entry["template"]
+    label = entry["label"] or look.qubes[base]["label"]
+    where: dict[str, Any] = {"pool": pool}
+    if kind in ("save", "low_ram"):
+        where = {"pools": _pools_wanted(look, kind, entry)}
+    elif kind == "disposables":
+        # all volumes follow the disposable template
+        where = {}
+    template = None if kind in CLONES else base
+    __salt__["ramboot_qubesadmin.create"](
+        name, KINDS[kind], label, template, mark={MADE: f"begun {kind} {name}"}, **where
+    )
+    if kind not in ("save", "low_ram", "disposables"):
+        for volume, info in __salt__["ramboot_qubesadmin.volumes"](name).items():
+            # what an older revision holds would be RAM for nothing
+            if info["save_on_stop"] and info["revisions_to_keep"] > 0:
+                __salt__["ramboot_qubesadmin.set_volume"](name, volume, "revisions_to_keep", 0)
+
+
+def _fill(name: str, source: str) -> None:
+    """Settings and volumes of the source; it must not change meanwhile."""
+    before = _Look(_settings()).states(source)
+    __salt__["ramboot_qubesadmin.clone_settings"](source, name)
+    for volume in OWN["TemplateVM"]:
+        __salt__["ramboot_qubesadmin.clone_volume"](source, name, volume)
+    _check_copy(name, source, before)
+    __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, before["root"])
+
+
+def _check_copy(name: str, source: str, before: dict[str, str]) -> None:
+    look = _Look(_settings())
+    if look.qubes[source]["running"] or look.states(source) != before:
+        raise CommandExecutionError(f"{source} was started while it was being copied to {name}")
+    mine, theirs = look.volumes(name)["root"], look.volumes(source)["root"]
+    if mine["size"] != theirs["size"] or (theirs["usage"] and not mine["usage"]):
+        raise CommandExecutionError(f"the root of {name} did not become that of {source}")
+
+
+def _do_refresh(name: str, source: str) -> None:
+    """Copy the root again; private volumes, of the clone and of what is based on it, stay."""
+    look = _Look(_settings())
+    users = look.running_on(name)
+    if users:
+        raise CommandExecutionError(
+            f"{name} can't be copied anew while {', '.join(users)} is running; halt that first"
+        )
+    before = look.states(source)
+    # without it the copy counts as unfinished
+    __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, None)
+    __salt__["ramboot_qubesadmin.clone_volume"](source, name, "root")
+    _check_copy(name, source, before)
+    theirs = look.features(source)
+    for key in {*theirs, *look.features(name)}:
+        if key.startswith(OF_THE_ROOT):
+            __salt__["ramboot_qubesadmin.set_feature"](name, key, theirs.get(key))
+    __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, before["root"])
+    __salt__["ramboot_qubes_record.made"](name, "templates", True, _Look(_settings()).states(name))
+    __salt__["ramboot_qubesadmin.update_menu"](name, source)

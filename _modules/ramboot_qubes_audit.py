@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where each volume of each qube lies, and what is left of qubes that are no more.
+
+A part of `ramboot.audit` and `ramboot.orphans`. What can't be determined counts as a trace: a pool
+of a driver that is not known here, a device that does not show, a qubesd that does not answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ramboot_qubes_audit"
+
+MIB = 1 << 20
+FILE_DRIVERS = ("file", "file-reflink")
+FOLDERS = ("appvms", "vm-templates")
+WORST = ("disk", "unknown", "trace", "ram")
+# What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
+# qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
+_LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d+-back|-back)?")
+_LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
+        "vg_name,lv_name,pool_lv,lv_size,lv_time"]  # fmt: skip
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """
+    The rows of `ramboot.audit` about qubes.
+
+    mounts
+        what is visible where: mappings with `target`, `source` and `fstype`.
+
+    Returns rows as `ramboot.audit` does: of each qube its volumes (but those that nobody writes to,
+    such as the kernel), what it is and whether it is stateless; of each pool, the pool that new
+    qubes go to, preloaded disposables, what is left of qubes that are no more; last a verdict over
+    all of them. Nothing where there is no Qubes.
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.audit
+    """
+    if not __salt__["ramboot_qubesadmin.available"]():
+        if not os.path.lexists(__salt__["ramboot_config.paths"]()["qubes_xml"]):
+            return []
+        raise CommandExecutionError("this is Qubes, and its Python API (qubesadmin) is missing")
+    pools = __salt__["ramboot_qubesadmin.pools"]()
+    lies = {name: _where(name, config, mounts) for name, config in pools.items()}
+    rows: list[dict[str, str]] = []
+    stateless = others = 0
+    for name, qube in __salt__["ramboot_qubesadmin.qubes"]().items():
+        if qube["class"] == "AdminVM":
+            continue
+        found = _qube(name, qube, pools, lies, mounts)
+        rows += found
+        if found[0]["verdict"] == "ram":
+            stateless += 1
+        else:
+            others += 1
+    rows += [
+        _row(f"pool {name}", f"{config['driver']}, {lies[name][1]}", lies[name][0])
+        for name, config in pools.items()
+        if config["driver"] != "linux-kernel"
+    ]
+    rows += _new_qubes(lies)
+    rows += [
+        _row(f"left over {item['what']}", f"of {item['qube']}, which is no more", "trace")
+        for item in _orphans(pools)
+    ]
+    worst = next(
+        (kind for kind in WORST if any(row["verdict"] == kind for row in rows)),
+        "ram",
+    )
+    told = f"{stateless} of {stateless + others} keep nothing outside of RAM"
+    return [*rows, _row("qubes", told, worst)]
+
+
+def orphans() -> dict[str, Any]:
+    """
+    What is left of qubes that qubesd does not know.
+
+    They come from RAM sessions: dom0 forgets a qube that was made there, its volumes on the disk do
+    not go, and a new qube of that name can't be made over them.
+
+    Returns {"orphans": [{"what": "VG/LV" or a directory, "kind": "volume" | "directory", "qube":
+    its name, "bytes": int}], "token": text that `remove_orphans` wants, or None where there are
+    none}.
+
+    Raises CommandExecutionError when qubesd or LVM can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.orphans
+    """
+    found = _orphans(__salt__["ramboot_qubesadmin.pools"]())
+    return {"orphans": found, "token": _token(found) if found else None}
+
+
+def remove_orphans(token: str) -> list[str]:
+    """
+    Delete what `orphans` listed, if that is still the very same list.
+
+    token
+        from that listing.
+
+    Returns what was deleted, as in `what`.
+
+    Raises CommandExecutionError in a RAM session, where qubesd does not know the disk's qubes; when
+    the list is another one by now; and when something can't be deleted, with what was before it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.orphans remove=TOKEN
+    """
+    fault = __salt__["ramboot_preflight.session_fault"]()
+    if fault:
+        raise CommandExecutionError(
+            f"{fault}: in it every qube made since, and none made before, would look left over"
+        )
+    pools = __salt__["ramboot_qubesadmin.pools"]()
+    found = _orphans(pools)
+    if not found or token != _token(found):
+        raise CommandExecutionError(
+            "nothing was deleted: what is left over is not what the token was given for; list it"
+            " again with ramboot.orphans"
+        )
+    done: list[str] = []
+    for item in found:
+        try:
+            _delete(item, pools)
+        except (CommandExecutionError, OSError) as error:
+            before = f"; deleted before: {', '.join(done)}" if done else ""
+            raise CommandExecutionError(
+                f"{item['what']} can't be deleted: {error}{before}"
+            ) from error
+        done.append(item["what"])
+    return done
+
+
+# Where things lie: (verdict, words)
+
+
+def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
+    driver = config.get("driver")
+    if driver in (*FILE_DRIVERS, "linux-kernel"):
+        return _where_file(config["dir_path"], mounts)
+    if driver == "lvm_thin":
+        return _where_lvm(config)
+    return "unknown", f"a driver whose place ramboot does not know ({name})"
+
+
+def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
+    real = os.path.realpath(path)
+    mount = __salt__["ramboot_qubes_pools.mount_of"](real, mounts)
+    kind = __salt__["ramboot.backing"](mount["source"])
+    words = f"{real} on {mount['source']}"
+    if mount["target"] == "/" and kind == "disk":
+        # a persistent boot: say what a RAM session would make of it
+        words += ", with the root in RAM in a RAM session"
+    return kind, words
+
+
+def _where_lvm(config: dict[str, str]) -> tuple[str, str]:
+    group, pool = config.get("volume_group", ""), config.get("thin_pool", "")
+    # device-mapper doubles the hyphens of either name (lvm2: libdm, dm_build_dm_name)
+    names = {
+        f"{group.replace('-', '--')}-{pool.replace('-', '--')}{end}"
+        for end in ("", "-tpool", "_tdata")
+    }
+    kinds = {
+        __salt__["ramboot.backing"](f"/dev/{device}")
+        for device, name in _device_mapper().items()
+        if name in names
+    }
+    words = f"thin pool {group}/{pool}"
+    if not kinds:
+        return "unknown", f"{words}, which is not active"
+    return next(kind for kind in ("disk", "unknown", "ram") if kind in kinds), words
+
+
+def _device_mapper() -> dict[str, str]:
+    """{dm-0: name} of every device-mapper device."""
+    top = os.path.join(__salt__["ramboot_config.paths"]()["sys"], "block")
+    found = {}
+    for device in sorted(os.listdir(top)) if os.path.isdir(top) else []:
+        path = os.path.join(top, device, "dm", "name")
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as source:
+                found[device] = source.read().strip()
+    return found
+
+
+# Qubes
+
+
+def _qube(
+    name: str,
+    qube: dict[str, Any],
+    pools: dict[str, dict[str, str]],
+    lies: dict[str, tuple[str, str]],
+    mounts: list[dict[str, Any]],
+) -> list[dict[str, str]]:
+    """First a row about the qube as a whole, then one for each volume that is written to."""
+    rows = []
+    volumes = __salt__["ramboot_qubesadmin.volumes"](name)
+    for key, volume in volumes.items():
+        if not volume["rw"] and not volume["snap_on_start"] and not volume["save_on_stop"]:
+            # read alone: the kernel
+            continue
+        verdict, words = lies.get(volume["pool"], ("unknown", "a pool that is not there"))
+        file = __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), volume)
+        if file and os.path.lexists(file):
+            # a link leads elsewhere
+            verdict, words = _where_file(file, mounts)
+        words = f"pool {volume['pool']}, {words}"
+        if verdict == "disk" and volume["ephemeral"]:
+            verdict = "trace"
+            words += "; encrypted with a key that goes with the qube"
+        elif verdict == "disk" and not volume["rw"]:
+            verdict = "trace"
+            words += "; read-only, but its name reaches LVM's metadata"
+        rows.append(_row(f"qube {name} {key}", words, verdict))
+    if not rows:
+        rows.append(_row(f"qube {name} volumes", "qubesd lists none", "unknown"))
+    worst = next(kind for kind in WORST if any(row["verdict"] == kind for row in rows))
+    told = [qube["class"], "running" if qube["running"] else "halted"]
+    if qube["template"]:
+        told.insert(1, f"on {qube['template']}")
+    features = __salt__["ramboot_qubesadmin.features"](name)
+    if features.get("preload-dispvm-max", "0") not in ("", "0"):
+        told.append("its disposables are started before anybody asks")
+    told.append("stateless" if worst == "ram" else "not stateless")
+    return [_row(f"qube {name}", ", ".join(told), worst), *rows]
+
+
+def _new_qubes(lies: dict[str, tuple[str, str]]) -> list[dict[str, str]]:
+    """Where a qube goes that is made without a pool."""
+    names = [f"default_pool_{volume}" for volume in ("root", "private", "volatile")]
+    values = __salt__["ramboot_qubesadmin.properties"](None, names)
+    found = []
+    for name in names:
+        pool = values[name]["value"] or ""
+        verdict = lies.get(pool, ("unknown", ""))[0]
+        found.append(_row(name, f"new qubes go to pool {pool}", verdict))
+    return found
+
+
+def _row(place: str, finding: str, verdict: str) -> dict[str, str]:
+    return {"place": place, "finding": finding, "verdict": verdict}
+
+
+# What is left over
+
+
+def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    qubes = __salt__["ramboot_qubesadmin.qubes"]()
+    known = {
+        (volume["pool"], vid)
+        for name, qube in qubes.items()
+        if qube["class"] != "AdminVM"
+        for volume in __salt__["ramboot_qubesadmin.volumes"](name).values()
+        for vid in (volume["vid"], volume["source"])
+        if vid
+    }
+    found = _left_volumes(pools, {vid for _pool, vid in known}, set(qubes))
+    for config in pools.values():
+        if config.get("driver") in FILE_DRIVERS:
+            found += _left_directories(config["dir_path"], set(qubes))
+    return sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
+
+
+def _left_volumes(
+    pools: dict[str, dict[str, str]], known: set[str], qubes: set[str]
+) -> list[dict[str, Any]]:
+    ours = {
+        (config.get("volume_group"), config.get("thin_pool"))
+        for config in pools.values()
+        if config.get("driver") == "lvm_thin"
+    }
+    if not ours:
+        return []
+    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
+    try:
+        volumes = json.loads(done["stdout"])["report"][0]["lv"]
+    except (ValueError, KeyError, IndexError) as error:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
+    found = []
+    for volume in volumes:
+        match = _LV.fullmatch(volume["lv_name"])
+        group = volume["vg_name"]
+        if match is None or (group, volume["pool_lv"]) not in ours:
+            continue
+        base = match["base"]
+        if f"{group}/{base}" in known:
+            continue
+        name = base.removeprefix("vm-").rpartition("-")[0]
+        if name in qubes:
+            # a volume that the qube of that name does not have: not plainly of one that is no more
+            continue
+        found.append(
+            {
+                "what": f"{group}/{volume['lv_name']}",
+                "kind": "volume",
+                "qube": name,
+                "bytes": int(volume["lv_size"]),
+                "made": volume["lv_time"],
+            }
+        )
+    return found
+
+
+def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
+    found = []
+    for folder in FOLDERS:
+        parent = os.path.join(top, folder)
+        if not os.path.isdir(parent):
+            continue
+        for name in sorted(os.listdir(parent)):
+            path = os.path.join(parent, name)
+            if name in qubes or name.startswith(".") or not os.path.isdir(path):
+                continue
+            info = os.lstat(path)
+            found.append(
+                {
+                    "what": path,
+                    "kind": "directory",
+                    "qube": name,
+                    "bytes": 0 if os.path.islink(path) else _allocated(path),
+                    "made": str(info.st_mtime_ns),
+                }
+            )
+    return found
+
+
+def _allocated(top: str) -> int:
+    return sum(
+        os.lstat(os.path.join(folder, name)).st_blocks * 512
+        for folder, _folders, names in os.walk(top)
+        for name in names
+    )
+
+
+def _token(found: list[dict[str, Any]]) -> str:
+    """Of what, how much and since when: a volume made anew meanwhile is another one."""
+    text = json.dumps(found, sort_keys=True)
+    # a letter first: Salt's command line takes 12 and 1e5 for numbers
+    return f"t{hashlib.sha256(text.encode()).hexdigest()[:15]}"
+
+
+def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]]) -> None:
+    if item["kind"] == "directory":
+        parent = os.path.dirname(item["what"])
+        allowed = {
+            os.path.join(config["dir_path"], folder)
+            for config in pools.values()
+            if config.get("driver") in FILE_DRIVERS
+            for folder in FOLDERS
+        }
+        if parent not in allowed:
+            raise CommandExecutionError("it is no directory of a qube")
+        if os.path.islink(item["what"]):
+            # what it leads to is not ours to delete
+            os.unlink(item["what"])
+        else:
+            shutil.rmtree(item["what"])
+        return
+    # without --force LVM refuses one that is in use
+    command = ["lvremove", "--yes", item["what"]]
+    done = __salt__["cmd.run_all"](command, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        raise CommandExecutionError(done["stderr"] or done["stdout"])

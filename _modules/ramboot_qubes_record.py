@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ramboot made of qubes and changed on others, so that absent can undo just that.
+
+A file of root's in the record's directory. Each change is on the disk before what it announces is
+done; a qube that is `begun` and not `whole` is half-made and will be made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ramboot_qubes_record"
+
+SCHEMA = 1
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def read() -> dict[str, Any]:
+    """
+    Everything that is recorded.
+
+    Returns {"made": {qube: {"kind": pillar key below ramboot:qubes, "whole": bool, "volumes":
+    {volume: its state when it was made}}}, "settings": [{"qube": name or None for the system,
+    "group": "property" | "feature" | "tag" | "pci", "key", "old", "new"}], "pools": [names that we
+    added]}; all empty when there is no record.
+
+    Raises CommandExecutionError when the file can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.read
+    """
+    try:
+        with open(_file(), encoding="utf-8") as source:
+            found = json.load(source)
+    except FileNotFoundError:
+        return {"made": {}, "settings": [], "pools": []}
+    except ValueError as error:
+        raise CommandExecutionError(
+            f"{_file()} is damaged ({error}): without it nobody can tell what ramboot changed on"
+            " qubes; nothing was touched"
+        ) from error
+    if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
+        raise CommandExecutionError(f"{_file()} has another format than this version's; left alone")
+    return found
+
+
+def exists() -> bool:
+    """
+    Whether anything is recorded.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.exists
+    """
+    return os.path.lexists(_file())
+
+
+def made(
+    qube: str, kind: str | None, whole: bool = False, volumes: dict[str, str] | None = None
+) -> None:
+    """
+    Note that a qube is about to be made, or is whole, or (kind None) is gone.
+
+    qube, kind, whole, volumes
+        as in `read`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.made mine templates
+    """
+    record = read()
+    if kind is None:
+        record["made"].pop(qube, None)
+    else:
+        record["made"][qube] = {"kind": kind, "whole": whole, "volumes": volumes or {}}
+    _write(record)
+
+
+def changed(qube: str | None, group: str, key: str, old: Any, new: Any) -> None:
+    """
+    Note the value that a setting has before our first change of it, and what it is to become.
+
+    qube, group, key, old, new
+        as in `read`; the old value of an earlier note stays.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.changed sys-net tag mine False True
+    """
+    record = read()
+    for item in record["settings"]:
+        if (item["qube"], item["group"], item["key"]) == (qube, group, key):
+            item["new"] = new
+            break
+    else:
+        item = {"qube": qube, "group": group, "key": key, "old": old, "new": new}
+        record["settings"].append(item)
+    _write(record)
+
+
+def forget(qube: str | None, group: str, key: str) -> None:
+    """
+    Drop the note of a setting.
+
+    qube, group, key
+        as in `read`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.forget sys-net tag mine
+    """
+    record = read()
+    record["settings"] = [
+        item
+        for item in record["settings"]
+        if (item["qube"], item["group"], item["key"]) != (qube, group, key)
+    ]
+    _write(record)
+
+
+def pool(name: str, present: bool = True) -> None:
+    """
+    Note that a pool is ours, or is gone.
+
+    name, present
+        which, and which of both.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.pool usb
+    """
+    record = read()
+    record["pools"] = sorted({*record["pools"], name} if present else {*record["pools"]} - {name})
+    _write(record)
+
+
+def _file() -> str:
+    # once a run: parsing YAML is slow
+    if "ramboot_qubes_record.file" not in __context__:
+        paths = __salt__["ramboot_config.paths"]()
+        __context__["ramboot_qubes_record.file"] = paths["qubes_record"]
+    return __context__["ramboot_qubes_record.file"]
+
+
+def _write(record: dict[str, Any]) -> None:
+    """Beside, synced, renamed; a record of nothing goes, with its directory if that is empty."""
+    path = _file()
+    folder = os.path.dirname(path)
+    if not any(record.values()):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        # the originals of files may be there as well
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+        return
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".ramboot-qubes.json.", dir=folder)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            json.dump({"schema": SCHEMA, **record}, target, indent=1, sort_keys=True)
+            target.write("\n")
+            target.flush()
+            os.fsync(target.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,828 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stateless qubes through the states, on the stand-in for qubesd."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from conftest import FIXTURES, REPO
+
+MIB = 1 << 20
+EXAMPLE = {
+    "templates": {"debian-12-xfce-stateless": {"source": "debian-12-xfce"}},
+    "disposable_templates": {
+        "debian-12-xfce-stateless-dvm": {"template": "debian-12-xfce-stateless"}
+    },
+}
+CLONE, DVM = "debian-12-xfce-stateless", "debian-12-xfce-stateless-dvm"
+
+
+class Formula:
+    """The states in the order of ramboot/qubes/init.sls and absent.sls."""
+
+    def __init__(self, world, qubesd):
+        self.world, self.qubesd = world, qubesd
+        for name in ("config", "preflight", "qubes_record", "qubes_pools", "qubes"):
+            world.module(f"ramboot_{name}")
+        self.states = world.state("ramboot_qubes")
+        self.layout = yaml.safe_load((FIXTURES / "layout/qubes-default.yaml").read_text())
+        world.salt["ramboot_preflight.root_layout"] = lambda: {
+            "fstype": self.layout["findmnt"]["filesystems"][0]["fstype"],
+            "mounts": self.layout["findmnt"]["filesystems"],
+        }
+        world.salt["ramboot_preflight.session_fault"] = lambda: None
+        world.salt["ramboot.plan"] = dict
+
+    def pillar(self, qubes, **others):
+        # the fake root lies in /tmp, which the default leaves behind
+        self.world.pillar["ramboot"] = {"qubes": qubes, "copy": {"exclude": []}, **others}
+
+    def apply(self, qubes=None, test=False):
+        """{part: the state's answer}; stops after one that fails."""
+        if qubes is not None:
+            self.pillar(qubes)
+        self.world.opts["test"] = test
+        answers = {"checked": self.states.checked("check")}
+        for part in ("pools", "qubes", "settings"):
+            if not all(answer["result"] is not False for answer in answers.values()):
+                break
+            answers[part] = self.states.present(part, part)
+        return answers
+
+    def good(self, qubes=None):
+        answers = self.apply(qubes)
+        assert [a["result"] for a in answers.values()] == [True] * 4, answers
+        return answers
+
+    def absent(self, test=False):
+        self.world.opts["test"] = test
+        return self.states.absent("qubes")
+
+    def snapshot(self):
+        """All that qubesd knows, and what is recorded."""
+        record = self.world.root / "var/lib/ramboot/qubes.json"
+        kept = ("pools", "qubes", "system", "features", "usage", "revisions")
+        world = {key: vars(self.qubesd)[key] for key in kept}
+        return json.dumps(world, sort_keys=True), record.read_text() if record.exists() else None
+
+    def fail(self, method, subject=None, error=None):
+        """qubesd refuses this call from now on."""
+        exc = sys.modules["qubesadmin.exc"]
+
+        def fault(called, about):
+            if called == method and (subject is None or subject == about):
+                raise error or exc.StoragePoolException("No space left on device")
+
+        self.qubesd.fault = fault
+
+
+@pytest.fixture
+def formula(world, qubesd):
+    return Formula(world, qubesd)
+
+
+def pools(qubesd, name):
+    return {
+        key: volume["pool"]
+        for key, volume in qubesd.qubes[name]["volumes"].items()
+        if key != "kernel"
+    }
+
+
+IN_RAM = dict.fromkeys(("root", "private", "volatile"), "varlibqubes")
+
+
+# Nothing asked for
+
+
+def test_an_empty_pillar_never_asks_qubesd(formula, qubesd, monkeypatch):
+    monkeypatch.setitem(formula.world.salt, "ramboot_qubesadmin.available", None)
+    answers = formula.good({})
+    assert answers["checked"]["comment"] == "the pillar asks for no qubes"
+    assert all(not answer["changes"] for answer in answers.values())
+    assert qubesd.calls == []
+
+
+def test_where_there_is_no_qubesadmin_nothing_is_to_undo(formula):
+    formula.world.salt["ramboot_qubesadmin.available"] = lambda: False
+    formula.pillar({})
+    assert formula.absent() == {
+        "name": "qubes",
+        "result": True,
+        "changes": {},
+        "comment": "nothing to undo",
+    }
+
+
+def test_where_there_is_no_qubesadmin_a_wish_is_refused(formula):
+    formula.world.salt["ramboot_qubesadmin.available"] = lambda: False
+    answer = formula.apply(EXAMPLE)["checked"]
+    assert (answer["result"], answer["comment"].splitlines()[1:]) == (
+        False,
+        ["ramboot:qubes is set, and Qubes' Python API (qubesadmin) is not installed here"],
+    )
+
+
+# The example of the thread
+
+
+def test_the_readme_shows_this_example():
+    text = (REPO / "README.md").read_text()
+    block = text[text.index("ramboot:\n  qubes:") :].partition("```")[0]
+    assert yaml.safe_load(block) == {"ramboot": {"qubes": EXAMPLE}}
+
+
+def test_the_example_makes_both_qubes_with_every_volume_in_the_pool(formula, qubesd):
+    answers = formula.good(EXAMPLE)
+    assert set(answers["qubes"]["changes"]) == {CLONE, DVM}
+    assert pools(qubesd, CLONE) == pools(qubesd, DVM) == IN_RAM
+    assert qubesd.qubes[CLONE]["class"] == "TemplateVM"
+    dvm = qubesd.qubes[DVM]
+    assert (dvm["class"], dvm["template"]) == ("AppVM", CLONE)
+    assert dvm["properties"] == {"template_for_dispvms": True, "default_dispvm": DVM}
+    assert dvm["features"]["appmenus-dispvm"] == "1"
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("DispVM", "disp1", "red", template=DVM)
+    assert pools(qubesd, "disp1") == IN_RAM
+
+
+def test_the_clone_holds_what_its_source_holds_without_revisions(formula, qubesd):
+    formula.good(EXAMPLE)
+    source, clone = (
+        formula.world.salt["ramboot_qubesadmin.volumes"](name) for name in ("debian-12-xfce", CLONE)
+    )
+    for volume in ("root", "private"):
+        assert clone[volume]["size"] == source[volume]["size"]
+        assert clone[volume]["usage"] == source[volume]["usage"] > 0
+        assert clone[volume]["revisions_to_keep"] == 0
+
+
+def test_a_dry_run_says_what_a_real_one_does_and_changes_nothing(formula):
+    formula.pillar({})
+    before = formula.snapshot()
+    dry = formula.apply(EXAMPLE, test=True)
+    assert formula.snapshot() == before
+    assert [dry[key]["result"] for key in dry] == [True, True, None, True]
+    real = formula.good()
+    assert {key: value["changes"] for key, value in dry.items()} == {
+        key: value["changes"] for key, value in real.items()
+    }
+
+
+def test_a_second_apply_changes_nothing_at_all(formula, qubesd):
+    formula.good(EXAMPLE)
+    before = formula.snapshot()
+    answers = formula.good()
+    assert [answer["changes"] for answer in answers.values()] == [{}, {}, {}, {}]
+    assert formula.snapshot() == before
+    assert not any(".Set" in method or "Create" in method for method, _ in qubesd.calls[-300:])
+
+
+def test_absent_takes_both_away_again(formula, qubesd):
+    formula.pillar({})
+    before = formula.snapshot()
+    formula.good(EXAMPLE)
+    dry = formula.absent(test=True)
+    answer = formula.absent()
+    assert (dry["result"], answer["result"]) == (None, True)
+    assert dry["changes"] == answer["changes"]
+    # what builds on the other goes first
+    assert list(answer["changes"]) == [DVM, CLONE]
+    assert formula.snapshot() == before
+    again = formula.absent()
+    assert (again["changes"], again["comment"]) == ({}, "nothing to undo")
+
+
+# Every kind
+
+
+EVERYTHING = {
+    **EXAMPLE,
+    "app_qubes": {
+        "work": {
+            "template": CLONE,
+            "label": "green",
+            "properties": {"memory": 600, "netvm": "sys-ram", "autostart": True},
+            "features": {"gui": True, "x": None},
+            "services": {"cups": False},
+            "tags": ["mine"],
+            "pci": {"00_14.0": ["no-strict-reset"]},
+        }
+    },
+    "standalones": {"alone": {"source": "debian-12-xfce"}},
+    "disposables": {"sys-ram": {"template": DVM, "properties": {"provides_network": True}}},
+    "low_ram": {"low": {"template": "debian-12-xfce"}},
+    "save": {"save": {"template": "debian-12-xfce", "label": "yellow"}},
+    "settings": {
+        "sys-net": {
+            "properties": {"memory": 300},
+            "features": {"gui": False},
+            "tags": ["kept"],
+            "pci": {"00_1f.6": []},
+        },
+        "dom0": {"features": {"service.x-not": None, "gui": True}},
+    },
+    "file_pools": {"usb": {"dir_path": "@/mnt/usb", "on_root": True}},
+    "default_pools": {"default_pool_private": "usb"},
+}
+
+
+@pytest.fixture
+def everything(formula):
+    text = json.dumps(EVERYTHING).replace("@", str(formula.world.root))
+    wanted = json.loads(text.replace('"service.x-not": null, ', ""))
+    (formula.world.root / "mnt").mkdir()
+    wanted["save"]["save"]["pool"] = "vm-pool"
+    return wanted
+
+
+def test_every_kind_lies_where_it_should(formula, qubesd, everything):
+    formula.good(everything)
+    for name in (CLONE, DVM, "work", "alone", "sys-ram"):
+        assert pools(qubesd, name) == IN_RAM, name
+    assert pools(qubesd, "low") == {**IN_RAM, "root": "vm-pool"}
+    assert qubesd.qubes["low"]["volumes"]["root"]["rw"] is False
+    assert pools(qubesd, "save")["private"] == "vm-pool"
+    assert qubesd.qubes["save"]["properties"]["netvm"] == ""
+    work = qubesd.qubes["work"]
+    assert work["label"] == "green"
+    assert work["properties"] == {"memory": 600, "netvm": "sys-ram", "autostart": True}
+    assert work["features"] == {
+        "gui": "1",
+        "service.cups": "",
+        "ramboot-made": "whole app_qubes work",
+    }
+    assert work["pci"] == {"00_14.0": {"no-strict-reset": "True"}}
+    assert "mine" in work["tags"]
+    assert qubesd.qubes["sys-net"]["properties"] == {"provides_network": True, "memory": 300}
+    assert qubesd.system["default_pool_private"] == "usb"
+
+
+def test_everything_twice_changes_nothing_and_absent_undoes_it_all(formula, everything):
+    formula.pillar({})
+    before = formula.snapshot()
+    formula.good(everything)
+    made = formula.snapshot()
+    assert all(not answer["changes"] for answer in formula.good().values())
+    assert formula.snapshot() == made
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert "left:" not in answer["comment"]
+    after = formula.snapshot()
+    assert json.loads(after[0]) == json.loads(before[0])
+    assert after[1] is None
+
+
+def test_a_low_ram_template_can_have_an_encrypted_volatile_volume_on_the_disk(formula, qubesd):
+    formula.good({"low_ram": {"low": {"template": "debian-12-xfce", "volatile": "ephemeral"}}})
+    assert pools(qubesd, "low") == {
+        "root": "vm-pool",
+        "private": "varlibqubes",
+        "volatile": "vm-pool",
+    }
+    assert qubesd.qubes["low"]["volumes"]["volatile"]["ephemeral"] is True
+
+
+def test_a_new_template_of_an_app_qube_is_followed_by_what_it_resets(formula, qubesd):
+    low = {"template": "debian-12-xfce"}
+    formula.good({"low_ram": {"low": low}})
+    sys.modules["qubesadmin"].Qubes().add_new_vm("TemplateVM", "fedora-41", "black")
+    answers = formula.good({"low_ram": {"low": {"template": "fedora-41"}}})
+    assert answers["qubes"]["changes"] == {
+        "low: template": {"old": "debian-12-xfce", "new": "fedora-41"}
+    }
+    assert qubesd.qubes["low"]["volumes"]["root"]["rw"] is False
+
+
+def test_menu_entries_that_could_not_be_made_are_told(formula, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    formula.world.salt["cmd.run_all"] = lambda *_a, **_k: {
+        "retcode": 1,
+        "stdout": "",
+        "stderr": "no",
+    }
+    answer = formula.good(EXAMPLE)["qubes"]
+    assert f"{CLONE} has no menu entries: no" in answer["comment"].splitlines()
+
+
+# Settings are put back, and what the user changed is left
+
+
+def test_settings_that_the_pillar_drops_are_put_back(formula, qubesd):
+    formula.good({"settings": {"sys-net": {"properties": {"memory": 300, "vcpus": 1}}}})
+    answers = formula.good({"settings": {"sys-net": {"properties": {"vcpus": 1}}}})
+    assert answers["settings"]["changes"] == {"sys-net: memory": {"old": "300", "new": "default"}}
+    assert qubesd.qubes["sys-net"]["properties"] == {"provides_network": True, "vcpus": 1}
+
+
+def test_the_first_value_is_put_back_not_the_last(formula, qubesd):
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 500
+    for memory in (300, 350):
+        formula.good({"settings": {"sys-net": {"properties": {"memory": memory}}}})
+    formula.absent()
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 500
+
+
+def test_what_the_user_changed_since_is_left_and_named(formula, qubesd):
+    formula.good({"settings": {"sys-net": {"properties": {"memory": 300}, "tags": ["kept"]}}})
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 777
+    answer = formula.absent()
+    assert answer["changes"] == {"sys-net: tag kept": {"old": True, "new": False}}
+    assert (
+        "left: sys-net: memory was changed to '777' since and is left as it is"
+        in answer["comment"].splitlines()
+    )
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 777
+    # told once
+    assert formula.absent()["comment"] == "nothing to undo"
+
+
+def test_a_qube_that_is_gone_is_no_obstacle(formula):
+    formula.good({"settings": {"sys-net": {"tags": ["kept"]}}})
+    app = sys.modules["qubesadmin"].Qubes()
+    app.default_netvm = None
+    del app.domains["sys-net"]
+    assert formula.absent()["result"] is True
+    assert not formula.world.salt["ramboot_qubes_record.exists"]()
+
+
+# Data is never deleted without being asked
+
+
+def use(qubesd, name, volume="private"):
+    qubesd.fill(name, volume, 1 << 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("save", "save"), ("app_qubes", "work"), ("templates", CLONE)]
+)
+def test_a_qube_that_was_used_stays_and_is_named(formula, qubesd, everything, kind, name):
+    formula.good(everything)
+    use(qubesd, name, "root" if kind == "templates" else "private")
+    answer = formula.absent()
+    assert answer["result"] is True
+    assert name in qubesd.qubes
+    assert (
+        f"left: {name} was used since it was made and may hold data: it is left as it is; add it"
+        " to remove_data, or delete it yourself" in answer["comment"].splitlines()
+    )
+    formula.pillar({"remove_data": [name]})
+    assert formula.absent()["result"] is True
+    assert name not in qubesd.qubes
+
+
+def test_what_a_staying_qube_needs_stays_too(formula, qubesd, everything):
+    formula.good(everything)
+    use(qubesd, "work")
+    answer = formula.absent()
+    assert answer["result"] is True
+    lines = answer["comment"].splitlines()
+    assert f"left: {CLONE} is in use by work and is left as it is" in lines
+    assert "left: sys-ram is in use by work (netvm) and is left as it is" in lines
+    assert f"left: {DVM} is in use by sys-ram and is left as it is" in lines
+    assert {"work", CLONE, "sys-ram", DVM} <= set(qubesd.qubes)
+    assert "alone" not in qubesd.qubes
+
+
+def test_a_users_qube_on_our_template_is_named_and_both_stay(formula, qubesd):
+    formula.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("AppVM", "theirs", "red", template=CLONE)
+    answer = formula.absent()
+    assert f"left: {CLONE} is in use by theirs and is left as it is" in answer["comment"]
+    assert CLONE in qubesd.qubes
+    assert DVM not in qubesd.qubes
+
+
+def test_a_default_of_the_system_that_names_ours_is_told(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.system["default_dispvm"] = DVM
+    answer = formula.absent()
+    assert f"left: {DVM} is in use by the system (default_dispvm)" in answer["comment"]
+
+
+def test_with_the_record_lost_what_we_made_may_hold_data(formula, qubesd):
+    formula.good(EXAMPLE)
+    (formula.world.root / "var/lib/ramboot/qubes.json").unlink()
+    answer = formula.absent()
+    assert answer["changes"] == {}
+    assert {CLONE, DVM} <= set(qubesd.qubes)
+
+
+def test_a_running_qube_stops_the_undo_before_it_begins(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.run(DVM)
+    before = formula.snapshot()
+    answer = formula.absent()
+    assert (answer["result"], answer["comment"].splitlines()) == (
+        False,
+        ["nothing was changed:", f"{DVM} is running: halt it, then undo again"],
+    )
+    assert formula.snapshot() == before
+
+
+def test_in_a_ram_session_nothing_is_undone(formula):
+    formula.good(EXAMPLE)
+    before = formula.snapshot()
+    formula.world.salt["ramboot_preflight.session_fault"] = lambda: "this is a RAM session (zram)"
+    answer = formula.absent()
+    assert (answer["result"], answer["comment"].splitlines()) == (
+        False,
+        ["nothing was changed:", "this is a RAM session (zram)"],
+    )
+    assert formula.snapshot() == before
+
+
+def test_clones_and_disposables_of_ours_are_not_taken_for_ours(formula, qubesd):
+    formula.good(EXAMPLE)
+    # both have our feature from where they come
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "their-clone", "red")
+    qubesd.qubes["their-clone"]["features"] = dict(qubesd.qubes[CLONE]["features"])
+    app.add_new_vm("DispVM", "disp7", "red", template=DVM)
+    assert qubesd.qubes["disp7"]["features"]["ramboot-made"].endswith(DVM)
+    answer = formula.absent()
+    assert {"their-clone", "disp7"} <= set(qubesd.qubes)
+    assert answer["comment"].splitlines()[1:] == [
+        f"left: {DVM} is in use by disp7 and is left as it is",
+        f"left: {CLONE} is in use by {DVM} and is left as it is",
+    ]
+
+
+def test_a_file_pool_with_volumes_in_it_stays(formula, qubesd, everything):
+    formula.good({"file_pools": everything["file_pools"]})
+    sys.modules["qubesadmin"].Qubes().add_new_vm(
+        "AppVM", "theirs", "red", template="debian-12-xfce", pool="usb"
+    )
+    answer = formula.absent()
+    assert answer["comment"].splitlines()[1:] == [
+        "left: pool usb is in use by theirs and is left as it is"
+    ]
+    assert "usb" in qubesd.pools
+
+
+# Half-made is never kept as good
+
+STEPS = [
+    ("admin.vm.volume.CloneTo", f"{CLONE} root"),
+    ("admin.vm.volume.CloneTo", f"{CLONE} private"),
+    ("admin.vm.firewall.Set", CLONE),
+    ("admin.vm.volume.Set.revisions_to_keep", f"{CLONE} root"),
+]
+
+
+@pytest.mark.parametrize(("method", "subject"), STEPS)
+def test_a_copy_that_fails_midway_leaves_nothing_and_the_next_run_completes(
+    formula, qubesd, method, subject
+):
+    formula.pillar({})
+    before = formula.snapshot()
+    formula.fail(method, subject)
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert answer["result"] is False
+    assert answer["comment"].endswith(f"No space left on device; nothing of {CLONE} was kept"), (
+        answer
+    )
+    qubesd.fault = None
+    assert json.loads(formula.snapshot()[0]) == json.loads(before[0])
+    formula.good(EXAMPLE)
+    assert pools(qubesd, CLONE) == IN_RAM
+
+
+def test_a_qubesd_that_dies_midway_leaves_a_marked_half_that_is_made_anew(formula, qubesd):
+    exc = sys.modules["qubesadmin.exc"]
+    gone = []
+
+    def fault(method, subject):
+        if method == "admin.vm.volume.CloneTo":
+            gone.append(method)
+        if gone:
+            raise exc.QubesDaemonCommunicationError("Failed to connect to qubesd service")
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert answer["result"] is False
+    assert answer["changes"] == {}
+    assert "qubesd can't be reached" in answer["comment"]
+    assert f"{CLONE} is half-made and will be made anew" in answer["comment"]
+    qubesd.fault = None
+    # it is there, in the right pool, with an empty root: what upstream's qvm.clone takes for good
+    assert pools(qubesd, CLONE) == IN_RAM
+    assert qubesd.allocated(qubesd.qubes[CLONE]["volumes"]["root"]) == 0
+    dry = formula.apply(test=True)["qubes"]
+    assert dry["changes"][CLONE]["old"] == "half-made"
+    formula.good()
+    assert qubesd.allocated(qubesd.qubes[CLONE]["volumes"]["root"]) == 3 * MIB
+
+
+def test_a_half_made_qube_is_taken_away_by_absent(formula, qubesd):
+    formula.fail("admin.vm.volume.CloneTo", error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        formula.apply(EXAMPLE)
+    qubesd.fault = None
+    assert CLONE in qubesd.qubes
+    answer = formula.absent()
+    assert answer["changes"] == {CLONE: {"old": "half-made", "new": None}}
+    assert CLONE not in qubesd.qubes
+
+
+def test_what_was_done_before_the_failure_is_told(formula):
+    formula.fail("admin.vm.Create.AppVM", DVM)
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert (answer["result"], list(answer["changes"])) == (False, [CLONE])
+
+
+def test_a_source_that_is_started_while_it_is_copied_spoils_the_copy(formula, qubesd):
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.volume.CloneTo", f"{CLONE} private"):
+            qubesd.update("debian-12-xfce")
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert f"debian-12-xfce was started while it was being copied to {CLONE}" in answer["comment"]
+    assert CLONE not in qubesd.qubes
+
+
+# Freshness
+
+
+def test_a_source_that_was_updated_is_told_by_a_dry_run_and_copied_by_a_real_one(formula, qubesd):
+    formula.good(EXAMPLE)
+    use(qubesd, DVM)
+    private = dict(qubesd.qubes[DVM]["volumes"]["private"])
+    size = qubesd.allocated(private)
+    qubesd.update("debian-12-xfce", 2 * MIB)
+    dry = formula.apply(test=True)["qubes"]
+    assert dry["result"] is None
+    assert list(dry["changes"]) == [f"{CLONE}: root of debian-12-xfce"]
+    real = formula.good()["qubes"]
+    assert real["changes"] == dry["changes"]
+    assert qubesd.allocated(qubesd.qubes[CLONE]["volumes"]["root"]) == 5 * MIB
+    # the disposable template's own data is as it was
+    assert qubesd.qubes[DVM]["volumes"]["private"] == private
+    assert qubesd.allocated(private) == size
+    assert all(not answer["changes"] for answer in formula.good().values())
+
+
+def test_refresh_brings_the_features_that_describe_the_root(formula, qubesd):
+    qubesd.qubes["debian-12-xfce"]["features"] = {"os-version": "12", "mine": "1"}
+    formula.good(EXAMPLE)
+    qubesd.qubes["debian-12-xfce"]["features"] = {"os-version": "13", "mine": "2"}
+    qubesd.update("debian-12-xfce")
+    formula.good()
+    features = qubesd.qubes[CLONE]["features"]
+    assert (features["os-version"], features["mine"]) == ("13", "1")
+
+
+def test_refresh_manual_tells_and_keeps(formula, qubesd):
+    wanted = {"templates": {CLONE: {"source": "debian-12-xfce", "refresh": "manual"}}}
+    formula.good(wanted)
+    qubesd.update("debian-12-xfce")
+    answers = formula.good()
+    assert answers["checked"]["comment"].splitlines() == [
+        "nothing stands in the way",
+        f"{CLONE}: debian-12-xfce was updated since it was copied; refresh: manual keeps the old"
+        " copy",
+    ]
+    assert answers["qubes"]["changes"] == {}
+
+
+def test_a_copy_that_was_changed_itself_is_not_overwritten_unasked(formula, qubesd):
+    formula.good(EXAMPLE)
+    use(qubesd, CLONE, "root")
+    qubesd.update("debian-12-xfce")
+    answers = formula.good()
+    assert answers["qubes"]["changes"] == {}
+    assert "itself was changed as well" in answers["checked"]["comment"]
+    answers = formula.good({**EXAMPLE, "remove_data": [CLONE]})
+    assert list(answers["qubes"]["changes"]) == [f"{CLONE}: root of debian-12-xfce"]
+
+
+def test_a_refresh_that_failed_midway_is_done_again(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce")
+    formula.fail("admin.vm.volume.CloneTo")
+    answer = formula.apply()["qubes"]
+    assert answer["result"] is False
+    qubesd.fault = None
+    assert "ramboot-source" not in qubesd.qubes[CLONE]["features"]
+    answers = formula.good()
+    assert list(answers["qubes"]["changes"]) == [f"{CLONE}: root of debian-12-xfce"]
+    assert qubesd.qubes[CLONE]["features"]["ramboot-source"]
+
+
+def test_a_refresh_waits_until_whoever_uses_the_copy_is_halted(formula, qubesd):
+    formula.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    qubesd.run("disp1")
+    assert formula.apply()["checked"]["result"] is True
+    qubesd.update("debian-12-xfce")
+    answer = formula.apply()["checked"]
+    assert answer["comment"].splitlines()[1:] == [
+        f"templates:{CLONE}: it is to be copied anew, and disp1 is running; halt that first"
+    ]
+
+
+# Faults: all at once, before anything is changed
+
+
+def check(formula, qubes):
+    before = formula.snapshot()
+    answers = formula.apply(qubes)
+    assert list(answers) == ["checked"]
+    assert answers["checked"]["result"] is False
+    assert formula.snapshot() == before
+    lines = answers["checked"]["comment"].splitlines()
+    assert lines[0] == "nothing was changed:"
+    return lines[1:]
+
+
+def test_faults_are_told_all_at_once(formula, qubesd):
+    qubesd.run("debian-12-xfce")
+    found = check(
+        formula,
+        {
+            "templates": {
+                CLONE: {"source": "debian-12-xfce", "label": "pink"},
+                "b": {"source": "none"},
+                "c": {"source": "sys-net"},
+            },
+            "app_qubes": {
+                "sys-net": {"template": CLONE},
+                "d": {"template": "debian-12-xfce", "properties": {"memry": 1, "netvm": "nobody"}},
+            },
+            "disposables": {"e": {"template": "sys-net"}},
+            "settings": {"nobody": {"tags": ["a"]}},
+            "default_pools": {"default_pool": "nowhere"},
+        },
+    )
+    colors = "red, orange, yellow, green, gray, blue, purple, black"
+    assert found == [
+        "default_pools:default_pool: there is no pool nowhere",
+        f"templates:{CLONE}:source: debian-12-xfce is running; halt it, a volume in use can't be"
+        " copied whole",
+        f"templates:{CLONE}:label: there is no label pink; known: {colors}",
+        "templates:b:source: there is no qube none",
+        "templates:c:source: sys-net is a AppVM; wanted: TemplateVM",
+        "app_qubes:sys-net: a qube of that name is there (AppVM) and was not made by ramboot;"
+        " rename or delete it, or choose another name",
+        "app_qubes:d:template: the root of debian-12-xfce lies in pool vm-pool, and so would that"
+        " of d (a snapshot lies where its origin lies); put a copy of debian-12-xfce under"
+        " templates",
+        "app_qubes:d:properties:memry: AppVM has no such property; did you mean memory?",
+        "app_qubes:d:properties:netvm: there is no qube nobody",
+        "disposables:e:template: sys-net is no template of disposables",
+        "settings:nobody: there is no such qube",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ("btrfs", "/ is btrfs, where pool varlibqubes holds every qube"),
+        ("plain", "is on /dev/mapper/qubes_dom0-varlibqubes"),
+    ],
+)
+def test_storage_layouts_that_a_ram_session_does_not_take_along_are_refused(
+    formula, qubesd, layout, told
+):
+    mounts = formula.layout["findmnt"]["filesystems"]
+    if layout == "btrfs":
+        mounts[0]["fstype"] = "btrfs"
+    else:
+        target = qubesd.pools["varlibqubes"]["dir_path"]
+        mounts.append(
+            {
+                "target": target,
+                "source": "/dev/mapper/qubes_dom0-varlibqubes",
+                "fstype": "xfs",
+            }
+        )
+    (found,) = check(formula, EXAMPLE)
+    assert told in found
+
+
+def test_a_pool_on_lvm_is_no_pool_of_the_ram_root(formula):
+    (found,) = check(formula, {**EXAMPLE, "pool": "vm-pool"})
+    assert found.startswith("pool vm-pool is lvm_thin, which a RAM session does not copy")
+
+
+def test_a_pool_that_is_excluded_from_the_copy_is_refused(formula, qubesd):
+    top = qubesd.pools["varlibqubes"]["dir_path"]
+    formula.pillar(EXAMPLE, copy={"exclude": [f"{top}/appvms"]})
+    (found,) = check(formula, None)
+    assert found == (
+        f"copy:exclude has {top}/appvms: pool varlibqubes ({top}) would not be in a RAM session"
+    )
+
+
+def test_a_pool_directory_that_is_a_link_is_refused(formula, qubesd):
+    top = formula.world.root / "var/lib/qubes"
+    top.mkdir(parents=True)
+    (top / "vm-templates").symlink_to("/mnt")
+    (found,) = check(formula, EXAMPLE)
+    assert found.startswith(f"{top}/vm-templates of pool varlibqubes is a link")
+
+
+def test_a_pool_without_room_is_told_before_anything_is_copied(formula, qubesd):
+    qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=99 * MIB)
+    assert check(formula, EXAMPLE) == ["pool varlibqubes has 1 MiB left, and the copies need 3 MiB"]
+
+
+def test_a_file_pool_on_the_root_is_refused_unless_it_is_meant(formula):
+    path = f"{formula.world.root}/srv/pool"
+    assert check(formula, {"file_pools": {"p": {"dir_path": path}}}) == [
+        f"file_pools:p: {path} is on /, which a RAM session copies and forgets; set on_root: true"
+        " if that is meant, or mount something there first"
+    ]
+    meant = {"file_pools": {"p": {"dir_path": path, "on_root": True}}}
+    assert check(formula, meant) == [
+        f"file_pools:p: there is no directory {formula.world.root}/srv"
+    ]
+    (formula.world.root / "srv").mkdir()
+    formula.good(meant)
+
+
+def test_a_pool_of_that_name_elsewhere_is_refused(formula):
+    found = check(formula, {"file_pools": {"varlibqubes": {"dir_path": "/mnt/usb"}}})
+    assert found[0].startswith("file_pools:varlibqubes: there is a pool of that name with dir_path")
+
+
+def test_a_save_qube_has_no_network_and_is_not_in_the_ram_pool(formula, qubesd):
+    found = check(
+        formula,
+        {
+            "save": {
+                "save": {
+                    "template": "debian-12-xfce",
+                    "pool": "varlibqubes",
+                    "properties": {"netvm": "sys-net"},
+                }
+            }
+        },
+    )
+    assert found == [
+        "save:save:properties:netvm: a save qube has no network",
+        "save:save: pool varlibqubes is that of the RAM root, which forgets; name another",
+    ]
+
+
+def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.qubes[DVM]["volumes"]["private"]["pool"] = "vm-pool"
+    qubesd.qubes[CLONE]["class"] = "StandaloneVM"
+    assert check(formula, None) == [
+        f"templates:{CLONE}: it is a StandaloneVM, not a TemplateVM; delete it to have it anew",
+        f"disposable_templates:{DVM}: its private volume lies in pool vm-pool, not in varlibqubes;"
+        " delete it to have it anew",
+    ]
+
+
+def test_a_disposable_on_a_low_ram_template_would_not_be_in_ram(formula):
+    found = check(
+        formula,
+        {
+            "low_ram": {"low": {"template": "debian-12-xfce"}},
+            "disposables": {"d": {"template": "low"}},
+        },
+    )
+    assert found == [
+        "disposables:d:template: the root of low stays on the disk; name a disposable template"
+    ]
+
+
+# Room in RAM
+
+
+def test_the_budget_counts_what_is_there_and_what_will_be(formula):
+    formula.pillar(EXAMPLE)
+    budget = formula.world.salt["ramboot_qubes.budget"]
+    assert budget() == {"present_bytes": 0, "pending_bytes": 3 * MIB + (1 << 16)}
+    formula.good()
+    assert budget() == {"present_bytes": 3 * MIB + (1 << 16), "pending_bytes": 0}
+    formula.pillar({"aliases": "always"})
+    assert budget()["pending_bytes"] == 0
+
+
+def test_a_ram_session_that_would_not_fit_is_told_before(formula):
+    formula.world.salt["ramboot.plan"] = lambda: {
+        "zram": {"fits": False, "says": "9 MiB of RAM needed, 8 MiB available: does not fit"},
+        "tmpfs": {"fits": False, "says": "x"},
+    }
+    answer = formula.apply(EXAMPLE, test=True)["checked"]
+    assert answer["comment"].splitlines()[1:] == [
+        "with these qubes a RAM session on zram needs more RAM than dom0 gets: 9 MiB of RAM"
+        " needed, 8 MiB available: does not fit"
+    ]
+
+
+def test_a_qube_that_left_the_pillar_is_named(formula):
+    formula.good(EXAMPLE)
+    answer = formula.good({"aliases": "off"})["checked"]
+    assert answer["comment"].splitlines()[1:] == [
+        f"{name} was made by ramboot, is no longer in the pillar, and stays"
+        for name in (CLONE, DVM)
+    ]

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The audit of qubes, and what is left of qubes that are no more, on the stand-in for qubesd."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from salt.exceptions import CommandExecutionError
+from test_qubes import CLONE, DVM, EXAMPLE, Formula
+
+LV = {"vg_name": "qubes_dom0", "pool_lv": "vm-pool", "lv_size": "2147483648", "lv_time": "then"}
+
+
+class Dom0(Formula):
+    """A dom0 whose root is on /dev/dm-1, as in a persistent boot, until `in_ram` is called."""
+
+    def __init__(self, world, qubesd):
+        super().__init__(world, qubesd)
+        self.mounts = [
+            {"target": "/", "source": "/dev/dm-1", "fstype": "ext4"},
+            {"target": "/boot", "source": "/dev/sda2", "fstype": "ext4"},
+        ]
+        self.devices = {"/dev/dm-1": "disk", "/dev/dm-7": "disk", "/dev/zram3": "ram"}
+        world.salt["ramboot.backing"] = lambda device: self.devices.get(device, "unknown")
+        world.salt["ramboot_preflight.session_fault"] = lambda: None
+        self.audit = world.module("ramboot_qubes_audit")
+        self.mapper("dm-7", "qubes_dom0-vm--pool-tpool")
+        self.volumes = []
+        self.run = []
+        world.salt["cmd.run_all"] = self.command
+
+    def mapper(self, device, name):
+        self.world.write(f"/sys/block/{device}/dm/name", f"{name}\n")
+
+    def in_ram(self):
+        self.mounts[0] = {"target": "/", "source": "/dev/zram3", "fstype": "ext4"}
+
+    def lv(self, name, **other):
+        self.volumes.append({**LV, "lv_name": name, **other})
+
+    def command(self, command, python_shell=None, env=None, ignore_retcode=False):
+        self.run.append(command)
+        if command[0] == "lvs":
+            answer = json.dumps({"report": [{"lv": self.volumes}]})
+            return {"retcode": 0, "stdout": answer, "stderr": ""}
+        if command[0] == "lvremove":
+            self.volumes = [v for v in self.volumes if f"qubes_dom0/{v['lv_name']}" != command[-1]]
+        return {"retcode": 0, "stdout": "", "stderr": ""}
+
+    def rows(self):
+        return {row["place"]: (row["verdict"], row["finding"]) for row in self.places()}
+
+    def places(self):
+        return self.audit.places(self.mounts)
+
+    def verdicts(self):
+        return {place: verdict for place, (verdict, _finding) in self.rows().items()}
+
+
+@pytest.fixture
+def dom0(world, qubesd):
+    return Dom0(world, qubesd)
+
+
+def test_in_a_ram_session_the_example_is_stateless_and_the_rest_is_not(dom0):
+    dom0.good(EXAMPLE)
+    dom0.in_ram()
+    found = dom0.rows()
+    for name in (CLONE, DVM):
+        assert found[f"qube {name}"][0] == "ram"
+        assert found[f"qube {name}"][1].endswith(", halted, stateless")
+        for volume in ("root", "private", "volatile"):
+            assert found[f"qube {name} {volume}"][0] == "ram"
+    assert found["qube sys-net"] == ("disk", "AppVM, on debian-12-xfce, halted, not stateless")
+    assert found["qube sys-net private"] == (
+        "disk",
+        "pool vm-pool, thin pool qubes_dom0/vm-pool",
+    )
+    assert found["pool varlibqubes"][0] == "ram"
+    assert found["default_pool_private"] == ("disk", "new qubes go to pool vm-pool")
+    assert found["qubes"] == ("disk", "2 of 5 keep nothing outside of RAM")
+    # nobody writes to the kernel
+    assert not [place for place in found if place.endswith("kernel")]
+
+
+def test_the_leak_of_the_threads_recipe_is_named(dom0):
+    """An AppVM with -P varlibqubes on an ordinary template: its root is on the disk."""
+    sys.modules["qubesadmin"].Qubes().add_new_vm(
+        "AppVM", "mine", "red", template="debian-12-xfce", pool="varlibqubes"
+    )
+    dom0.in_ram()
+    found = dom0.verdicts()
+    assert (found["qube mine private"], found["qube mine volatile"]) == ("ram", "ram")
+    assert found["qube mine root"] == found["qube mine"] == "disk"
+
+
+def test_disposables_alive_and_preloaded_are_told(dom0, qubesd):
+    dom0.good(EXAMPLE)
+    dom0.in_ram()
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("DispVM", "disp1", "red", template=DVM)
+    app.add_new_vm("DispVM", "disp2", "red", template="default-dvm")
+    qubesd.run("disp1")
+    qubesd.qubes["default-dvm"]["features"]["preload-dispvm-max"] = "2"
+    found = dom0.rows()
+    assert found["qube disp1"] == ("ram", f"DispVM, on {DVM}, running, stateless")
+    assert found["qube disp2"][0] == "disk"
+    assert found["qube default-dvm"][1] == (
+        "AppVM, on debian-12-xfce, halted, its disposables are started before anybody asks, not"
+        " stateless"
+    )
+
+
+def test_a_low_ram_template_leaves_its_name_at_most(dom0):
+    dom0.good(
+        {
+            "low_ram": {
+                "low": {"template": "debian-12-xfce"},
+                "key": {"template": "debian-12-xfce", "volatile": "ephemeral"},
+            }
+        }
+    )
+    dom0.in_ram()
+    found = dom0.rows()
+    assert found["qube low root"] == (
+        "trace",
+        "pool vm-pool, thin pool qubes_dom0/vm-pool; read-only, but its name reaches LVM's"
+        " metadata",
+    )
+    assert found["qube low volatile"][0] == "ram"
+    assert found["qube low"][0] == "trace"
+    assert found["qube key volatile"] == (
+        "trace",
+        "pool vm-pool, thin pool qubes_dom0/vm-pool; encrypted with a key that goes with the qube",
+    )
+
+
+def test_in_a_persistent_boot_the_finding_says_what_a_ram_session_would_keep(dom0, qubesd):
+    dom0.good(EXAMPLE)
+    found = dom0.rows()
+    top = qubesd.pools["varlibqubes"]["dir_path"]
+    file = f"{top}/vm-templates/{CLONE}/root.img"
+    assert found[f"qube {CLONE} root"] == (
+        "disk",
+        f"pool varlibqubes, {file} on /dev/dm-1, with the root in RAM in a RAM session",
+    )
+    assert found["qube sys-net private"][1] == "pool vm-pool, thin pool qubes_dom0/vm-pool"
+
+
+def test_a_link_to_the_disk_below_the_ram_pool_is_found(dom0, qubesd, tmp_path):
+    """The thread's secondary storage: directories of qubes that are links to a disk."""
+    dom0.good(EXAMPLE)
+    dom0.in_ram()
+    qube = Path(qubesd.pools["varlibqubes"]["dir_path"], "appvms", DVM)
+    disk = tmp_path / "disk"
+    qube.rename(disk)
+    qube.symlink_to(disk)
+    dom0.mounts.append({"target": str(disk), "source": "/dev/dm-1", "fstype": "ext4"})
+    assert dom0.verdicts()[f"qube {DVM} private"] == "disk"
+
+
+# Fail closed
+
+
+def test_a_pool_that_is_not_known_or_not_there_is_unknown(dom0, qubesd):
+    dom0.in_ram()
+    qubesd.add_pool("zp", "zfs", container="x")
+    qubesd.qubes["sys-net"]["volumes"]["private"]["pool"] = "zp"
+    qubesd.qubes["default-dvm"]["volumes"]["private"]["pool"] = "gone"
+    found = dom0.rows()
+    assert found["pool zp"][0] == found["qube sys-net private"][0] == "unknown"
+    assert found["qube default-dvm private"] == (
+        "unknown",
+        "pool gone, a pool that is not there",
+    )
+
+
+def test_a_thin_pool_that_is_not_active_is_unknown(dom0):
+    (dom0.world.root / "sys/block/dm-7/dm/name").unlink()
+    assert dom0.rows()["pool vm-pool"] == (
+        "unknown",
+        "lvm_thin, thin pool qubes_dom0/vm-pool, which is not active",
+    )
+
+
+def test_a_device_that_can_not_be_told_makes_its_qubes_unknown(dom0):
+    dom0.good(EXAMPLE)
+    dom0.mounts[0]["source"] = "/dev/loop9"
+    assert dom0.verdicts()[f"qube {CLONE}"] == "unknown"
+
+
+def test_a_qube_without_volumes_is_unknown(dom0, qubesd):
+    qubesd.qubes["sys-net"]["volumes"] = {}
+    assert dom0.rows()["qube sys-net"] == (
+        "unknown",
+        "AppVM, on debian-12-xfce, halted, not stateless",
+    )
+
+
+def test_qubes_without_its_api_is_a_fault_and_no_qubes_is_none(dom0):
+    dom0.world.salt["ramboot_qubesadmin.available"] = lambda: False
+    assert dom0.places() == []
+    dom0.world.write("/var/lib/qubes/qubes.xml")
+    with pytest.raises(CommandExecutionError, match="its Python API"):
+        dom0.places()
+
+
+@pytest.mark.parametrize("method", ["admin.vm.List", "admin.vm.volume.Info", "admin.pool.Info"])
+def test_a_qubesd_that_does_not_answer_is_a_row_that_counts_as_a_trace(dom0, method):
+    """Through ramboot.audit, which tells what could not be determined."""
+    exc = sys.modules["qubesadmin.exc"]
+    dom0.fail(method, error=exc.QubesDaemonCommunicationError("gone"))
+    ramboot = dom0.world.module("ramboot")
+    ramboot._mounts = lambda: dom0.mounts
+    (row,) = ramboot._tried(ramboot._audit_qubes)
+    assert (row["place"], row["verdict"]) == ("qubes", "unknown")
+    assert "qubesd can't be reached: gone" in row["finding"]
+
+
+def test_lvm_that_does_not_answer_is_told(dom0):
+    dom0.world.salt["cmd.run_all"] = lambda *_a, **_k: {
+        "retcode": 5,
+        "stdout": "",
+        "stderr": "no lock",
+    }
+    with pytest.raises(CommandExecutionError, match="no lock"):
+        dom0.places()
+
+
+# What is left over
+
+
+def leave(dom0, qubesd):
+    """What a RAM session leaves: volumes and a directory of a qube that qubesd does not know."""
+    for name in ("vm-gone-private", "vm-gone-volatile-snap", "vm-a-b-root-1700000000-back"):
+        dom0.lv(name)
+    # of qubes that are there, of nobody, of another pool
+    for name in ("vm-sys-net-private", "vm-sys-net-private-snap", "root", "swap"):
+        dom0.lv(name)
+    dom0.lv("vm-other-private", pool_lv="root-pool")
+    top = Path(qubesd.pools["varlibqubes"]["dir_path"])
+    for name in ("gone-too", "sys-net"):
+        (top / "appvms" / name).mkdir(parents=True)
+    (top / "appvms/gone-too/private.img").write_bytes(b"x" * 8192)
+    return top
+
+
+def test_what_is_left_over_is_listed_and_nothing_else(dom0, qubesd):
+    top = leave(dom0, qubesd)
+    found = dom0.audit.orphans()
+    assert [(item["what"], item["kind"], item["qube"]) for item in found["orphans"]] == [
+        (f"{top}/appvms/gone-too", "directory", "gone-too"),
+        ("qubes_dom0/vm-a-b-root-1700000000-back", "volume", "a-b"),
+        ("qubes_dom0/vm-gone-private", "volume", "gone"),
+        ("qubes_dom0/vm-gone-volatile-snap", "volume", "gone"),
+    ]
+    assert found["orphans"][0]["bytes"] == 8192
+    assert found["token"][0] == "t"
+    assert dom0.rows()["left over qubes_dom0/vm-gone-private"] == (
+        "trace",
+        "of gone, which is no more",
+    )
+
+
+def test_with_nothing_left_over_there_is_no_token(dom0):
+    assert dom0.audit.orphans() == {"orphans": [], "token": None}
+    with pytest.raises(CommandExecutionError, match="nothing was deleted"):
+        dom0.audit.remove_orphans("t0")
+
+
+def test_the_token_of_the_listing_deletes_it_and_nothing_else(dom0, qubesd):
+    top = leave(dom0, qubesd)
+    token = dom0.audit.orphans()["token"]
+    assert dom0.audit.remove_orphans(token) == [
+        f"{top}/appvms/gone-too",
+        "qubes_dom0/vm-a-b-root-1700000000-back",
+        "qubes_dom0/vm-gone-private",
+        "qubes_dom0/vm-gone-volatile-snap",
+    ]
+    assert dom0.audit.orphans()["orphans"] == []
+    assert (top / "appvms/sys-net").is_dir()
+    assert {volume["lv_name"] for volume in dom0.volumes} == {
+        "vm-sys-net-private",
+        "vm-sys-net-private-snap",
+        "root",
+        "swap",
+        "vm-other-private",
+    }
+    assert not any("--force" in word or word == "-f" for command in dom0.run for word in command)
+
+
+@pytest.mark.parametrize("change", ["more", "bigger", "again"])
+def test_another_list_wants_another_token(dom0, qubesd, change):
+    top = leave(dom0, qubesd)
+    token = dom0.audit.orphans()["token"]
+    if change == "more":
+        dom0.lv("vm-new-private")
+    elif change == "bigger":
+        (top / "appvms/gone-too/private.img").write_bytes(b"x" * 65536)
+    else:
+        dom0.volumes[0]["lv_time"] = "now"
+    with pytest.raises(CommandExecutionError, match="is not what the token was given for"):
+        dom0.audit.remove_orphans(token)
+    assert (top / "appvms/gone-too").is_dir()
+    assert not [command for command in dom0.run if command[0] == "lvremove"]
+
+
+def test_in_a_ram_session_nothing_is_deleted(dom0, qubesd):
+    leave(dom0, qubesd)
+    token = dom0.audit.orphans()["token"]
+    dom0.world.salt["ramboot_preflight.session_fault"] = lambda: "this is a RAM session (zram)"
+    with pytest.raises(CommandExecutionError, match=r"this is a RAM session \(zram\): in it"):
+        dom0.audit.remove_orphans(token)
+    assert not [command for command in dom0.run if command[0] == "lvremove"]
+
+
+def test_a_deletion_that_fails_says_what_was_deleted_before(dom0, qubesd):
+    top = leave(dom0, qubesd)
+    token = dom0.audit.orphans()["token"]
+    run = dom0.command
+
+    def busy(command, **options):
+        if command[-1].endswith("vm-gone-private"):
+            return {"retcode": 5, "stdout": "", "stderr": "in use"}
+        return run(command, **options)
+
+    dom0.world.salt["cmd.run_all"] = busy
+    with pytest.raises(CommandExecutionError) as told:
+        dom0.audit.remove_orphans(token)
+    assert str(told.value) == (
+        "qubes_dom0/vm-gone-private can't be deleted: in use; deleted before:"
+        f" {top}/appvms/gone-too, qubes_dom0/vm-a-b-root-1700000000-back"
+    )
+
+
+def test_a_link_is_not_followed_when_deleting(dom0, qubesd, tmp_path):
+    top = leave(dom0, qubesd)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    (top / "appvms/linked").symlink_to(kept)
+    dom0.audit.remove_orphans(dom0.audit.orphans()["token"])
+    assert not (top / "appvms/linked").is_symlink()
+    assert (kept / "file").exists()
+
+
+def test_orphans_lists_and_with_a_token_deletes(dom0, qubesd):
+    leave(dom0, qubesd)
+    ramboot = dom0.world.module("ramboot")
+    token = ramboot.orphans()["token"]
+    assert len(ramboot.orphans(remove=token)["removed"]) == 4

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract with qubesd, by way of _modules/ramboot_qubesadmin.py.
+
+It holds for the stand-in in tests/standin, and unchanged for the real one. In dom0, as root:
+
+    RAMBOOT_REAL_QUBESD=1 python3 -m pytest tests/unit/test_qubesadmin.py
+
+That makes and deletes qubes named ramboot-test-*, a pool of that name, and nothing else.
+RAMBOOT_TEST_POOL (default varlibqubes), RAMBOOT_TEST_TEMPLATE (default: the default template) and
+RAMBOOT_TEST_NETVM (default: sys-net) say with what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+REAL = os.environ.get("RAMBOOT_REAL_QUBESD") == "1"
+POOL = os.environ.get("RAMBOOT_TEST_POOL", "varlibqubes")
+NETVM = os.environ.get("RAMBOOT_TEST_NETVM", "sys-net")
+CLONE, APP, DISP, SECOND = (f"ramboot-test-{kind}" for kind in ("clone", "app", "disp", "second"))
+TEST_POOL = "ramboot-test-pool"
+
+
+def clear(seam):
+    for name in (DISP, APP, SECOND, CLONE):
+        with contextlib.suppress(CommandExecutionError):
+            seam.remove(name)
+    with contextlib.suppress(CommandExecutionError):
+        seam.remove_pool(TEST_POOL)
+
+
+@pytest.fixture
+def seam(request, world):
+    """The functions of the seam, over the real qubesd or the stand-in."""
+    if REAL:
+        import qubesadmin
+
+        assert not hasattr(qubesadmin, "WORLD"), "this is the stand-in"
+        world.salt["cmd.run_all"] = lambda command, **options: (
+            lambda done: {"retcode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+        )(subprocess.run(command, capture_output=True, text=True, check=False))
+        module = world.module("ramboot_qubesadmin")
+    else:
+        request.getfixturevalue("qubesd")
+        module = world.module("ramboot_qubesadmin")
+    clear(module)
+    yield module
+    clear(module)
+
+
+@pytest.fixture
+def template(seam):
+    given = os.environ.get("RAMBOOT_TEST_TEMPLATE")
+    return given or seam.properties(None, ["default_template"])["default_template"]["value"]
+
+
+@pytest.fixture
+def clone(seam, template):
+    seam.create(CLONE, "TemplateVM", "black", pool=POOL, mark={"ramboot-made": "begun"})
+    return CLONE
+
+
+@pytest.fixture
+def app(seam, template):
+    seam.create(APP, "AppVM", "blue", template=template, pool=POOL)
+    return APP
+
+
+def refused(words, function, *arguments, **options):
+    with pytest.raises(CommandExecutionError) as told:
+        function(*arguments, **options)
+    assert words in str(told.value)
+
+
+# Questions
+
+
+def test_qubes_are_listed_with_class_state_template_and_label(seam, template, app):
+    found = seam.qubes()
+    assert found[app] == {
+        "class": "AppVM",
+        "running": False,
+        "template": template,
+        "label": "blue",
+    }
+    assert found[template]["class"] == "TemplateVM"
+    assert found[template]["template"] is None
+    assert found["dom0"]["class"] == "AdminVM"
+    assert found["dom0"]["running"] is True
+
+
+def test_the_eight_labels_are_there(seam):
+    assert {"red", "black", "yellow"} <= set(seam.labels())
+
+
+def test_property_names_depend_on_the_class(seam, clone, app):
+    assert "template_for_dispvms" in seam.property_names(app)
+    assert "template_for_dispvms" not in seam.property_names(clone)
+    assert "template" not in seam.property_names(clone)
+    assert {"default_pool", "default_pool_root", "default_dispvm"} <= set(seam.property_names())
+
+
+def test_a_property_has_its_text_and_says_whether_it_is_the_default(seam, app):
+    found = seam.properties(app, ["memory", "autostart", "label"])
+    assert found["memory"]["default"] is True
+    assert found["memory"]["value"].isdigit()
+    assert found["autostart"] == {"value": "False", "default": True}
+    assert found["label"]["value"] == "blue"
+
+
+def test_a_property_without_a_value_is_none(seam, app):
+    assert seam.properties(app, ["stubdom_xid"])["stubdom_xid"]["value"] in (None, "-1")
+
+
+def test_an_unknown_property_and_an_unknown_qube_are_named(seam, app):
+    refused(f"{app} has no property nosuch", seam.properties, app, ["nosuch"])
+    refused("there is no qube ramboot-test-none", seam.properties, "ramboot-test-none", ["memory"])
+    for question in (seam.features, seam.tags, seam.volumes, seam.devices):
+        refused("there is no qube ramboot-test-none", question, "ramboot-test-none")
+
+
+def test_pools_have_a_driver_and_where_they_are(seam):
+    config = seam.pools()[POOL]
+    assert config["driver"] in ("file", "file-reflink")
+    assert config["dir_path"].startswith("/")
+
+
+# Volumes: where each lies (the leak that the formula is for)
+
+
+def test_an_app_qubes_root_stays_in_the_pool_of_its_template(seam, template, app):
+    mine, theirs = seam.volumes(app), seam.volumes(template)
+    assert mine["root"]["pool"] == theirs["root"]["pool"]
+    assert mine["root"]["source"] == theirs["root"]["vid"]
+    assert (mine["root"]["snap_on_start"], mine["root"]["save_on_stop"]) == (True, False)
+    assert mine["private"]["pool"] == mine["volatile"]["pool"] == POOL
+    assert (mine["private"]["save_on_stop"], mine["volatile"]["save_on_stop"]) == (True, False)
+
+
+def test_the_root_of_an_app_qube_can_not_be_put_elsewhere(seam, template):
+    other = next(name for name in seam.pools() if name not in (POOL, "linux-kernel"))
+    here = seam.volumes(template)["root"]["pool"]
+    wrong = POOL if here != POOL else other
+    refused("same pool as its origin", seam.create, APP, "AppVM", "red", template, None,
+            {"root": wrong})  # fmt: skip
+    assert APP not in seam.qubes()
+
+
+def test_all_volumes_of_a_disposable_lie_where_template_and_dvm_lie(seam, clone):
+    seam.create(APP, "AppVM", "red", template=clone, pool=POOL)
+    seam.set_property(APP, "template_for_dispvms", "True")
+    seam.create(DISP, "DispVM", "red", template=APP)
+    found = seam.volumes(DISP)
+    assert {key: found[key]["pool"] for key in ("root", "private", "volatile")} == {
+        "root": POOL,
+        "private": POOL,
+        "volatile": POOL,
+    }
+    assert found["private"]["source"] == seam.volumes(APP)["private"]["vid"]
+
+
+def test_a_disposable_inherits_a_read_only_root_an_encrypted_volatile_and_features(seam, app):
+    seam.set_property(app, "template_for_dispvms", "True")
+    seam.set_volume(app, "volatile", "ephemeral", True)
+    seam.set_volume(app, "root", "rw", False)
+    seam.set_feature(app, "ramboot-made", "x")
+    seam.create(DISP, "DispVM", "red", template=app)
+    found = seam.volumes(DISP)
+    assert (found["root"]["rw"], found["volatile"]["ephemeral"]) == (False, True)
+    # so a feature alone does not tell what we made
+    assert seam.features(DISP)["ramboot-made"] == "x"
+
+
+def test_only_the_volatile_volume_can_be_ephemeral(seam, app):
+    refused("Cannot enable ephemeral", seam.set_volume, app, "root", "ephemeral", True)
+    seam.set_volume(app, "volatile", "ephemeral", True)
+    assert seam.volumes(app)["volatile"]["ephemeral"] is True
+
+
+def test_revisions_can_be_switched_off_for_a_volume(seam, clone):
+    for volume in ("root", "private"):
+        seam.set_volume(clone, volume, "revisions_to_keep", 0)
+    found = seam.volumes(clone)
+    assert [found[key]["revisions_to_keep"] for key in ("root", "private")] == [0, 0]
+
+
+def test_another_option_of_a_volume_is_not_touched(seam, app):
+    refused("nothing that can be set", seam.set_volume, app, "root", "size", 1)
+
+
+def test_a_volume_is_copied_across_pools_with_its_size_and_sparsely(seam, template, clone):
+    seam.clone_volume(template, clone, "root")
+    mine, theirs = seam.volumes(clone)["root"], seam.volumes(template)["root"]
+    assert mine["pool"] == POOL
+    assert mine["size"] == theirs["size"]
+    assert 0 < mine["usage"] <= theirs["usage"] * 1.1 + (1 << 20)
+    # once more over what is there
+    seam.clone_volume(template, clone, "root")
+    assert seam.volumes(clone)["root"]["usage"] == mine["usage"]
+
+
+def test_a_snapshot_can_not_be_copied_from(seam, clone, app):
+    refused("snapshot volume", seam.clone_volume, app, clone, "root")
+
+
+# Making and deleting
+
+
+def test_a_new_qube_carries_its_mark(seam, clone):
+    assert seam.features(clone) == {"ramboot-made": "begun"}
+
+
+def test_what_can_not_be_made_is_refused_in_words_and_leaves_nothing(seam, template, clone):
+    before = set(seam.qubes())
+    refused("already exists", seam.create, clone, "TemplateVM", "red")
+    refused("No such domain", seam.create, APP, "AppVM", "red", "ramboot-test-none")
+    refused("Unknown storage pool", seam.create, APP, "AppVM", "red", template, "no-such-pool")
+    refused("Label does not exist", seam.create, APP, "AppVM", "no-color", template)
+    refused("cannot be based on template", seam.create, APP, "TemplateVM", "red", template)
+    refused("template_for_dispvms", seam.create, DISP, "DispVM", "red", template)
+    assert set(seam.qubes()) == before
+
+
+def test_settings_of_a_clone_are_those_of_its_source_but_for_its_identity(seam, template, clone):
+    seam.create(SECOND, "TemplateVM", "green", pool=POOL)
+    seam.set_property(clone, "memory", "512")
+    seam.set_feature(clone, "gui", "1")
+    seam.set_tag(clone, "mine")
+    seam.clone_settings(clone, SECOND)
+    assert seam.properties(SECOND, ["memory"])["memory"] == {"value": "512", "default": False}
+    assert seam.properties(SECOND, ["vcpus"])["vcpus"]["default"] is True
+    # our own mark stays behind
+    assert seam.features(SECOND) == {"gui": "1"}
+    assert "mine" in seam.tags(SECOND)
+    assert seam.qubes()[SECOND]["label"] == "green"
+
+
+def test_what_is_in_use_is_not_deleted(seam, clone):
+    seam.create(APP, "AppVM", "red", template=clone, pool=POOL)
+    refused("in use", seam.remove, clone)
+    seam.remove(APP)
+    seam.remove(clone)
+    assert not {APP, clone} & set(seam.qubes())
+    refused(f"there is no qube {clone}", seam.remove, clone)
+
+
+def test_a_qube_may_name_itself_and_is_deleted_all_the_same(seam, app):
+    seam.set_property(app, "template_for_dispvms", "True")
+    seam.set_property(app, "default_dispvm", app)
+    seam.remove(app)
+    assert app not in seam.qubes()
+
+
+# Properties, features, tags, devices
+
+
+def test_a_property_is_set_to_none_and_reset(seam, app):
+    seam.set_property(app, "netvm", NETVM)
+    assert seam.properties(app, ["netvm"])["netvm"] == {"value": NETVM, "default": False}
+    seam.set_property(app, "netvm", "")
+    assert seam.properties(app, ["netvm"])["netvm"] == {"value": "", "default": False}
+    seam.reset_property(app, "netvm")
+    assert seam.properties(app, ["netvm"])["netvm"]["default"] is True
+
+
+def test_values_that_qubesd_refuses_are_told_with_what_was_tried(seam, app):
+    refused(f"setting memory of {app}: ", seam.set_property, app, "memory", "much")
+    key = "include_in_backups"
+    refused(f"setting {key} of {app}: Invalid literal", seam.set_property, app, key, "maybe")
+    seam.set_property(app, key, "no")
+    assert seam.properties(app, [key])[key] == {"value": "False", "default": False}
+    refused("non-existing qube", seam.set_property, app, "netvm", "ramboot-test-none")
+    refused("does not provide network", seam.set_property, app, "netvm", app)
+    refused("Label does not exist", seam.set_property, app, "label", "no-color")
+    refused("Invalid property", seam.set_property, app, "nosuch", "1")
+
+
+def test_features_are_text_and_can_be_taken_away(seam, app):
+    seam.set_feature(app, "service.cups", "")
+    seam.set_feature(app, "gui", "1")
+    assert seam.features(app) == {"service.cups": "", "gui": "1"}
+    seam.set_feature(app, "gui", None)
+    seam.set_feature(app, "not-there", None)
+    assert seam.features(app) == {"service.cups": ""}
+    if importlib.util.find_spec("qubesadmin.device_protocol"):
+        # 4.2 takes anything; ramboot_config lets nothing of it pass
+        refused("illegal characters", seam.set_feature, app, "a b", "1")
+        refused("illegal characters", seam.set_feature, app, "a", "1\n")
+
+
+def test_tags_come_and_go(seam, app):
+    seam.set_tag(app, "mine")
+    seam.set_tag(app, "mine")
+    assert "mine" in seam.tags(app)
+    seam.set_tag(app, "mine", present=False)
+    seam.set_tag(app, "mine", present=False)
+    assert "mine" not in seam.tags(app)
+
+
+def test_a_pci_device_is_assigned_changed_and_taken_away(seam, app):
+    # a port that no machine has: nothing is taken from anybody
+    told = ""
+    try:
+        seam.set_device(app, "00_1f.7", {"no-strict-reset": "True"})
+    except CommandExecutionError as error:
+        told = str(error)
+    if told:
+        # 4.2 wants one that is there
+        assert "Invalid PCI device" in told
+        assert seam.devices(app) == {}
+        return
+    assert seam.devices(app) == {"00_1f.7": {"no-strict-reset": "True"}}
+    seam.set_device(app, "00_1f.7", {})
+    assert seam.devices(app) == {"00_1f.7": {}}
+    seam.set_device(app, "00_1f.7", None)
+    assert seam.devices(app) == {}
+
+
+# Pools and the system
+
+
+def test_a_file_pool_comes_and_goes_and_its_directory_stays(seam, tmp_path):
+    folder = tmp_path / "pool"
+    seam.add_pool(TEST_POOL, "file", {"dir_path": str(folder)})
+    assert seam.pools()[TEST_POOL]["dir_path"] == str(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["appvms", "vm-templates"]
+    seam.remove_pool(TEST_POOL)
+    assert TEST_POOL not in seam.pools()
+    assert folder.is_dir()
+
+
+def test_a_pool_in_use_stays(seam, template, tmp_path):
+    seam.add_pool(TEST_POOL, "file", {"dir_path": str(tmp_path / "pool")})
+    seam.create(APP, "AppVM", "red", template=template, pool=TEST_POOL)
+    refused("in use", seam.remove_pool, TEST_POOL)
+    assert TEST_POOL in seam.pools()
+
+
+def test_a_pool_that_can_not_be_is_refused_in_words(seam, tmp_path):
+    refused("unexpected driver name", seam.add_pool, TEST_POOL, "nosuch", {"dir_path": "/x"})
+    options = {"dir_path": str(tmp_path / "pool"), "nosuch": "1"}
+    refused("unexpected driver options: nosuch", seam.add_pool, TEST_POOL, "file", options)
+    # one directory is made, not a path
+    options = {"dir_path": str(tmp_path / "a/b")}
+    refused("refused without a reason", seam.add_pool, TEST_POOL, "file", options)
+    assert TEST_POOL not in seam.pools()
+
+
+def test_the_default_pools_follow_each_other_until_they_are_set(seam, tmp_path):
+    names = ["default_pool", "default_pool_root", "default_pool_private"]
+    before = seam.properties(None, names)
+    seam.add_pool(TEST_POOL, "file", {"dir_path": str(tmp_path / "pool")})
+    try:
+        seam.set_property(None, "default_pool_root", TEST_POOL)
+        found = seam.properties(None, names)
+        assert found["default_pool_root"] == {"value": TEST_POOL, "default": False}
+        assert found["default_pool_private"] == before["default_pool_private"]
+        refused("in use", seam.remove_pool, TEST_POOL)
+        refused("No such storage pool", seam.set_property, None, "default_pool_root", "nosuch")
+    finally:
+        old = before["default_pool_root"]
+        if old["default"]:
+            seam.reset_property(None, "default_pool_root")
+        else:
+            seam.set_property(None, "default_pool_root", old["value"])
+    assert seam.properties(None, names) == before

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ramboot.qubes through a real salt-call, there and back again, on the stand-in for qubesd."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import STANDIN, import_standin, populate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_sls import Minion  # noqa: E402
+
+pytestmark = [
+    pytest.mark.salt,
+    pytest.mark.skipif(os.geteuid() != 0, reason="files become root's: run as root"),
+]
+
+REPO = Path(__file__).resolve().parents[2]
+MIB = 1 << 20
+CLONE, DVM = "debian-12-xfce-stateless", "debian-12-xfce-stateless-dvm"
+# the fake root lies in /tmp, which the default leaves behind
+PILLAR = {
+    "copy": {"exclude": []},
+    "qubes": {
+        "templates": {CLONE: {"source": "debian-12-xfce"}},
+        "disposable_templates": {DVM: {"template": CLONE, "services": {"cups": False}}},
+        "settings": {"sys-net": {"properties": {"memory": 300}}},
+        "aliases": "session",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def dom0(tmp_path_factory):
+    """A minion with what a fresh Qubes has."""
+    top = tmp_path_factory.mktemp("qubes")
+    minion = Minion(top)
+    minion.standin = top / "qubesd.json"
+    with pytest.MonkeyPatch.context() as patch:
+        module = import_standin(patch)
+        populate(module.WORLD, minion.root)
+        module.WORLD.path = minion.standin
+        module.WORLD.save()
+    minion.write("proc/self/mountinfo", "21 1 253:1 / / rw shared:1 - ext4 /dev/dm-1 rw\n")
+    minion.write("proc/meminfo", "MemTotal: 4194304 kB\nMemAvailable: 3145728 kB\n")
+    for folder in ("appvms", "vm-templates"):
+        (minion.root / "var/lib/qubes" / folder).mkdir(parents=True)
+    # none of the host's users is asked for menus
+    minion.script("runuser", "exit 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(STANDIN))
+        patch.setenv("RAMBOOT_STANDIN", str(minion.standin))
+        minion.call("saltutil.sync_all")
+        yield minion
+
+
+def world(dom0):
+    return json.loads(dom0.standin.read_text())
+
+
+def tree(dom0):
+    return {
+        str(path.relative_to(dom0.root)): path.read_bytes() if path.stat().st_size < MIB else None
+        for path in sorted(dom0.root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def qubes_states(states):
+    return {key: value for key, value in states.items() if key.startswith("ramboot-qubes")}
+
+
+def test_the_example_there_and_back_again(dom0):
+    before = world(dom0), tree(dom0)
+
+    dry = dom0.apply("ramboot.qubes", "test=True", pillar=PILLAR)
+    assert (world(dom0), tree(dom0)) == before
+    assert {key: value["result"] for key, value in dry.items()} == {
+        "ramboot-preflight": True,
+        "ramboot-qubes-checked": True,
+        "ramboot-qubes-pools": True,
+        "ramboot-qubes-made": None,
+        "ramboot-qubes-settings": None,
+        "ramboot-qubes-aliases": None,
+    }
+
+    real = dom0.apply("ramboot.qubes", pillar=PILLAR)
+    assert all(value["result"] is True for value in real.values()), real
+    for part in ("pools", "made", "settings"):
+        name = f"ramboot-qubes-{part}"
+        assert real[name]["changes"] == dry[name]["changes"]
+    made = world(dom0)["qubes"]
+    for name in (CLONE, DVM):
+        pools = {key: volume["pool"] for key, volume in made[name]["volumes"].items()}
+        assert pools == {
+            "root": "varlibqubes",
+            "private": "varlibqubes",
+            "volatile": "varlibqubes",
+            "kernel": "linux-kernel",
+        }
+    assert made["sys-net"]["properties"]["memory"] == 300
+
+    there = world(dom0), tree(dom0)
+    again = dom0.apply("ramboot.qubes", pillar=PILLAR)
+    assert all(value["result"] is True and not value["changes"] for value in again.values()), again
+    assert (world(dom0), tree(dom0)) == there
+
+    # the whole undo, without a pillar
+    gone = qubes_states(dom0.apply("ramboot.absent"))
+    assert all(value["result"] is True for value in gone.values()), gone
+    assert list(gone["ramboot-qubes-absent"]["changes"]) == ["sys-net: memory", DVM, CLONE]
+    assert world(dom0) == before[0]
+    assert tree(dom0) == before[1]
+
+
+def test_a_fault_stops_the_rest_and_nothing_is_changed(dom0):
+    before = world(dom0)
+    pillar = {**PILLAR, "qubes": {"templates": {CLONE: {"source": "fedora-99"}}}}
+    states = qubes_states(dom0.apply("ramboot.qubes", pillar=pillar))
+    assert states["ramboot-qubes-checked"]["comment"].splitlines() == [
+        "nothing was changed:",
+        f"templates:{CLONE}:source: there is no qube fedora-99",
+    ]
+    assert states["ramboot-qubes-made"]["result"] is False
+    assert "requisite failed" in states["ramboot-qubes-made"]["comment"]
+    assert world(dom0) == before
+
+
+# Aliases
+
+
+@pytest.fixture
+def aliases(tmp_path):
+    """`aliases(when, session)`: what an interactive shell makes of the file."""
+    import jinja2
+
+    source = (REPO / "ramboot/qubes/files/ramboot.sh.j2").read_text()
+    status = tmp_path / "status.json"
+
+    def shell(when, session):
+        text = jinja2.Environment(keep_trailing_newline=True).from_string(source)
+        script = tmp_path / "ramboot.sh"
+        script.write_text(text.render(aliases=when, pool="ram", status=status))
+        status.unlink(missing_ok=True)
+        if session:
+            status.write_text(f'{{"schema":1,"session":"{session}","requested":null}}\n')
+        done = subprocess.run(
+            ["bash", "--norc", "-ec", f"shopt -s expand_aliases; . {script}; alias; echo end"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        return done.stdout.splitlines()[:-1]
+
+    return shell
+
+
+BOTH = ["alias qvm-clone='qvm-clone -P ram'", "alias qvm-create='qvm-create -P ram'"]
+
+
+@pytest.mark.parametrize(
+    ("when", "session", "wanted"),
+    [
+        ("session", "ram", BOTH),
+        ("session", "persistent", []),
+        ("session", None, []),
+        ("always", "persistent", BOTH),
+        ("always", None, BOTH),
+    ],
+)
+def test_aliases_are_there_when_they_should(aliases, when, session, wanted):
+    assert aliases(when, session) == wanted
