@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from vm import build
+from vm.build import REPOSITORY
 from vm.claims import assert_persistent, assert_ram_session, settled, status
 from vm.machine import Machine
 
@@ -39,6 +40,24 @@ def test_an_overlay_over_a_dirty_journal_is_refused(machine: MachineMaker) -> No
     dom0.unlock()
     dom0.shell()
     assert_persistent(dom0, "not left in good order")
+
+
+def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineMaker) -> None:
+    part = "ramboot/initramfs/files/50ramboot/ramboot-overlay.sh"
+    text = (REPOSITORY / part).read_text(encoding="utf-8")
+    point = '    root_check "$RUN/root/root" &&'
+    assert text.count(point) == 1
+    failing = text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
+    dom0 = machine(build.base())
+    dom0.start_direct(
+        "ramboot=overlay",
+        initrd=build.initramfs(),
+        files={"usr/lib/ramboot/ramboot-overlay.sh": failing},
+    )
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "injected fault")
+    dom0.succeed("touch /root/note && sync")
 
 
 @pytest.mark.parametrize(("layout", "backend"), [("luks-thin", "zram"), ("luks-btrfs", "tmpfs")])

@@ -249,28 +249,19 @@ build() {
 
 # finish_build: a copy needs the disk no more, and the real volume group comes back.
 finish_build() {
-    case $ST_BACKEND,$ST_DISK in
+    case $ST_BACKEND,$ST_DISK,$ROOT_KIND in
         overlay,*) ;;
-        snapshot,*)
-            layer_stays
-            say 'all of the disk is behind a copy-on-write layer in RAM (snapshot)'
-            return
-            ;;
-        *,detached)
-            # dracut and systemd wait for the root's device; they get the layer's until hand_over
-            if [ "$ROOT_KIND" = lvm ]; then
-                layer_volumes && layer_lvm_config '' && layer_stays || return 1
-            else
-                layer_down || return 1
-                rescan
-            fi
-            ;;
+        # detached: dracut and systemd wait for the root's device; they get the layer's until hand_over
+        snapshot,* | *,detached,lvm) layer_stays || return 1 ;;
         *)
             layer_down || return 1
             rescan
             ;;
     esac
-    say "the root file system is in RAM ($ST_BACKEND)"
+    case $ST_BACKEND in
+        snapshot) say 'all of the disk is behind a copy-on-write layer in RAM (snapshot)' ;;
+        *) say "the root file system is in RAM ($ST_BACKEND)" ;;
+    esac
 }
 
 # save_state, load_state: what a later phase, another process, needs to know.
@@ -306,12 +297,12 @@ take_back() {
     umount_below "$RUN/source"
     umount_below "$RUN/root"
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
-    if [ -e "$RUN/layer" ] || [ -e "$RUN/snapshot" ]; then
+    if [ -e "$RUN/layer" ] || [ -e "$RUN/layer-kept" ]; then
         rm -f /etc/lvm/lvmlocal.conf
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/snapshot"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept"
 }
 
 # persistent: reports a boot from the disk.
@@ -345,6 +336,8 @@ pre_mount() {
     }
     phase handover
     take_place && {
+        # the shutdown initramfs would be read from /boot, only to take down a disk that nobody wrote
+        rm -f /run/initramfs/.need_shutdown
         reason=
         phase end
         write_status ram
@@ -374,9 +367,7 @@ hand_over() {
     fi
     try 10 mount --move "$RUN/root/root" "${NEWROOT:-/sysroot}" || return 1
     umount "$RUN/root" 2> /dev/null || :
-    [ "$ST_DISK" != detached ] || detach_disk || return 1
-    # the shutdown initramfs would be read from /boot, only to take down a root that is not used
-    rm -f /run/initramfs/.need_shutdown
+    [ "$ST_DISK" != detached ] || detach_disk
 }
 
 # give_back_sysroot: systemd's own units for the disk's root again.

@@ -11,14 +11,13 @@ make_overlay() {
     overlay_source && budget || return 1
     size=$((ST_LIMIT / MIB))
     mkdir "$RUN/root/lower" "$RUN/root/rw"
-    # a bare read-only mount replays the journal onto the disk
-    blockdev --setro "$SOURCE_ROOT" 2> /dev/null
+    # noload: a bare read-only mount replays the journal onto the disk. The device itself stays
+    # writable, for the persistent boot that a later failure ends in.
     try 60 mount -t ext4 -o ro,noload "$SOURCE_ROOT" "$RUN/root/lower" || return 1
     ST_BYTES=$(used_bytes "$RUN/root/lower")
     mount_noswap "size=${size}m,nr_inodes=0,mode=0755" "$RUN/root/rw" || return 1
-    mkdir "$RUN/root/rw/upper" "$RUN/root/rw/work"
-    # the root directory's own owner and mode
-    chmod 0755 "$RUN/root/rw/upper"
+    # upper's mode is that of /
+    mkdir -m 0755 "$RUN/root/rw/upper" "$RUN/root/rw/work"
     modprobe -q overlay 2> /dev/null
     try 30 mount -t overlay -o "lowerdir=$RUN/root/lower,upperdir=$RUN/root/rw/upper,workdir=$RUN/root/rw/work" \
         ramboot-root "$RUN/root/root" || return 1

@@ -72,12 +72,13 @@ replace_file() {
     cat > "$RUN/work/new" && cat "$RUN/work/new" > "$1"
 }
 
-# rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay unmounted, qubes' volumes may lack.
+# rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay
+# unmounted, qubes' volumes may lack.
 rewrite_fstab() {
     [ -f "$1/etc/fstab" ] || return 0
-    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v root="$ST_BACKEND" -v lost="$([ "$ST_DISK" != detached ] || printf ',noauto')" '
+    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" -v lost="$([ "$ST_DISK" != detached ] || printf ',noauto')" '
         /^[ \t]*(#|$)/ { print; next }
-        $2 == "/" && root == "snapshot" { print; next }
+        $2 == "/" && backend == "snapshot" { print; next }
         $2 == "/" || ($3 == "swap" && keep != "keep") || (btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
             print "# RAM session: " $0; next
         }

@@ -13,7 +13,7 @@ SNAPSHOT_STORE_FACTOR=8
 
 make_snapshot() {
     phase layer
-    snapshot_plan && budget && layer_up && layer_volumes || return 1
+    snapshot_plan && budget && layer_up || return 1
     phase prepare
     source_mount && root_check "$RUN/source" && measure && root_prepare "$RUN/source" \
         && layer_lvm_config "$RUN/source" && snapshot_lvm_sees_layer_alone "$RUN/source" && layer_healthy || return 1
@@ -22,7 +22,6 @@ make_snapshot() {
         reason="the root in ramboot's layer is busy"
         return 1
     }
-    layer_lvm_config ''
 }
 
 # snapshot_plan: size of the store and its chunk. The chunk is not smaller than that of any thin
@@ -80,5 +79,4 @@ snapshot_ready() {
         reason="the root volume does not lie on ramboot's layer"
         return 1
     }
-    rm -f /run/initramfs/.need_shutdown
 }

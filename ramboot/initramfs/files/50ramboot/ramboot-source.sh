@@ -183,12 +183,14 @@ layer_up() {
 # the disk. zram's sectors have 4096 bytes and device-mapper takes the larger: on a disk with 512,
 # xfs would not mount, and a qube would not find the partitions of its root volume.
 layer_store() {
+    local sector
+    sector=$(blockdev --getss "$SOURCE_DISK")
     zram_new LAYER_ZRAM $((LAYER_STORE_MIB * MIB)) "$LAYER_ALGORITHM" || return 1
     printf '%s' "$LAYER_ZRAM" > "$RUN/layer-zram"
     LAYER_STORE=/dev/zram$LAYER_ZRAM
-    [ "$(blockdev --getss "$SOURCE_DISK")" -lt 4096 ] || return 0
+    [ "$sector" -lt 4096 ] || return 0
     modprobe -q loop 2> /dev/null
-    LAYER_STORE=$(losetup --find --show --sector-size "$(blockdev --getss "$SOURCE_DISK")" "/dev/zram$LAYER_ZRAM" 2> /dev/null)
+    LAYER_STORE=$(losetup --find --show --sector-size "$sector" "/dev/zram$LAYER_ZRAM" 2> /dev/null)
     [ -b "$LAYER_STORE" ] || {
         reason="the layer's store could not be given the disk's sector size"
         return 1
@@ -199,8 +201,7 @@ layer_store() {
 # layer_lvm COMMAND...: LVM that sees the layer and nothing else; the disk has the same
 # physical volume. A devices file would make it ignore the filter.
 layer_lvm() {
-    try 120 lvm "$@" --config \
-        "$(layer_lvm_devices) activation{monitoring=0}"
+    try 120 lvm "$@" --config "$(layer_lvm_devices) activation{monitoring=0}"
 }
 
 # layer_lvm_devices: LVM configuration with the layer as the only device there is.
@@ -231,7 +232,8 @@ layer_lvm_config() {
 # layer_stays: the layer is the root's from here on, no longer ours alone.
 layer_stays() {
     local device
-    mv "$RUN/layer" "$RUN/snapshot"
+    layer_volumes && layer_lvm_config '' || return 1
+    mv "$RUN/layer" "$RUN/layer-kept"
     for device in "/dev/mapper/$LAYER" /dev/mapper/"$(dm_name "${ROOT_SPEC%%/*}/")"*; do
         [ ! -b "$device" ] || udevadm trigger --action=change "$(readlink -f "$device")" 2> /dev/null || :
     done
@@ -324,5 +326,5 @@ detach_disk() {
     layer_down || return 1
     name=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null) || return 0
     try 30 dmsetup remove --retry "$name" || return 1
-    rm -f "$RUN/snapshot"
+    rm -f "$RUN/layer-kept"
 }
