@@ -650,18 +650,21 @@ def _qube_steps(look: _Look) -> list[dict[str, Any]]:
                     ["refresh", name, entry["source"]],
                 )
             )
-        for group, key, value in values:
-            now = _now(look, name, group, key)
-            if not _same(group, now, value):
-                steps.append(
-                    _step(
-                        f"{name}: {_shown(group, key)}",
-                        _plain(group, now),
-                        value,
-                        ["set", name, group, key, value],
-                    )
-                )
+        for _, group, key, now, value in _unequal(look, [(name, *one) for one in values]):
+            what = f"{name}: {_shown(group, key)}"
+            action = ["set", name, group, key, value]
+            steps.append(_step(what, _plain(group, now), value, action))
     return steps
+
+
+def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
+    """Of (qube or None, group, key, value) those that are not so, with what is there put in."""
+    found = []
+    for name, group, key, value in asked:
+        now = _now(look, name, group, key)
+        if not _same(group, now, value):
+            found.append((name, group, key, now, value))
+    return found
 
 
 def _settings_steps(look: _Look) -> list[dict[str, Any]]:
@@ -673,17 +676,11 @@ def _settings_steps(look: _Look) -> list[dict[str, Any]]:
     ]
     asked += [(None, "property", key, pool) for key, pool in look.settings["default_pools"].items()]
     steps = []
-    for name, group, key, value in asked:
-        now = _now(look, name, group, key)
-        if not _same(group, now, value):
-            steps.append(
-                _step(
-                    f"{name or 'system'}: {_shown(group, key)}",
-                    _plain(group, now),
-                    value,
-                    ["change", name, group, key, now, value],
-                )
-            )
+    for name, group, key, now, value in _unequal(look, asked):
+        what = f"{name or 'system'}: {_shown(group, key)}"
+        steps.append(
+            _step(what, _plain(group, now), value, ["change", name, group, key, now, value])
+        )
     kept = {(name, group, key) for name, group, key, _value in asked}
     return steps + _put_back(look, kept)[0]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -165,31 +164,13 @@ def _file() -> str:
 
 
 def _write(record: dict[str, Any]) -> None:
-    """Beside, synced, renamed; a record of nothing goes, with its directory if that is empty."""
+    """A record of nothing goes, with its directory if that is empty."""
     path = _file()
-    folder = os.path.dirname(path)
     if not any(record.values()):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         # the originals of files may be there as well
         with contextlib.suppress(OSError):
-            os.rmdir(folder)
+            os.rmdir(os.path.dirname(path))
         return
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".ramboot-qubes.json.", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            json.dump({"schema": SCHEMA, **record}, target, indent=1, sort_keys=True)
-            target.write("\n")
-            target.flush()
-            os.fsync(target.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    __salt__["ramboot_record.write"](path, {"schema": SCHEMA, **record})

@@ -159,7 +159,7 @@ def keep(path: str) -> dict[str, Any]:
         record["directories"].append(parent)
         parent = os.path.dirname(parent)
     record["paths"][path] = {"original": original, "intended": None, "sealed": None}
-    _save(record)
+    write(_file(), record)
     return record["paths"][path]
 
 
@@ -182,7 +182,7 @@ def intend(path: str, sha256: str) -> None:
         raise CommandExecutionError(f"{path}: {sha256!r} is not a SHA-256 in lower-case hex")
     record = _load()
     _entry(record, path)["intended"] = sha256
-    _save(record)
+    write(_file(), record)
 
 
 def seal(path: str) -> str:
@@ -209,7 +209,7 @@ def seal(path: str) -> str:
         )
     if (entry["sealed"], entry["intended"]) != (now["sha256"], None):
         entry["sealed"], entry["intended"] = now["sha256"], None
-        _save(record)
+        write(_file(), record)
     return now["sha256"]
 
 
@@ -273,7 +273,7 @@ def forget(path: str) -> bool:
         if os.path.lexists(directory) and not _remove_if_empty(directory):
             kept.append(directory)
     record["directories"] = kept
-    _save(record)
+    write(_file(), record)
     return True
 
 
@@ -333,6 +333,28 @@ def close() -> dict[str, list[str]]:
 # The record on disk
 
 
+def write(path: str, content: dict[str, Any]) -> None:
+    """
+    Replace a file of our own state, whole or not at all, also when power goes; root's alone.
+
+    path
+        absolute path; its directory is made when it is missing.
+    content
+        what becomes JSON.
+
+    Raises OSError when it can't be written; what was there is untouched then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.write /var/lib/ramboot/mine.json '{"schema": 1}'
+    """
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    _make_directory(os.path.dirname(path))
+    _write_beside(path, [text.encode()], mode=0o600)
+
+
 def _paths() -> dict[str, Any]:
     # once a run: each question here asks for the paths, and parsing YAML is slow
     if "ramboot_record.paths" not in __context__:
@@ -366,12 +388,6 @@ def _load() -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise CommandExecutionError(f"{_file()} has another format than this version's; left alone")
     return record
-
-
-def _save(record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    _make_directory(_directory())
-    _write_beside(_file(), [text.encode()], mode=0o600)
 
 
 def _entry(record: dict[str, Any], path: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Formula:
 
     def __init__(self, world, qubesd):
         self.world, self.qubesd = world, qubesd
-        for name in ("config", "preflight", "qubes_record", "qubes_pools", "qubes"):
+        for name in ("config", "preflight", "record", "qubes_record", "qubes_pools", "qubes"):
             world.module(f"ramboot_{name}")
         self.states = world.state("ramboot_qubes")
         self.layout = yaml.safe_load((FIXTURES / "layout/qubes-default.yaml").read_text())
