@@ -173,12 +173,6 @@ class Machine:
         self._wait_until_off(timeout_s, "power off")
         phases.add("power off", time.monotonic() - begin)
 
-    def reboot(self, timeout_s: float = POWEROFF_S) -> None:
-        """Shut down in good order and switch on again, through GRUB."""
-        self.console.enter("systemctl reboot")
-        self._wait_until_off(timeout_s, "restart")
-        self.start()
-
     def crash(self) -> None:
         """Cut the power: what the guest had not written yet is lost."""
         self._power_off()

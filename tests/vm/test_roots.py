@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every kind of root, and an initramfs without systemd. The initramfs is built on the host and
-started without GRUB and Xen.
+"""Every kind of root (thin without LUKS: test_splash.py), an initramfs without systemd, and one as
+old as that of R4.2. The initramfs is built on the host and started without GRUB and Xen.
 """
 
 from __future__ import annotations

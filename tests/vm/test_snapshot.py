@@ -77,10 +77,7 @@ def test_a_write_protected_disk_boots(machine: MachineMaker) -> None:
 
 
 # Its LVM has a device of its own in mind, whatever the layer's configuration says.
-STUBBORN = """#!/bin/sh
-case "$*" in *"lvm pvs"*) echo /dev/mapper/ramboot-layer /dev/sdz1 && exit 0 ;; esac
-exec /usr/sbin/chroot.real "$@"
-"""
+STUBBORN = "#!/bin/sh\necho /dev/mapper/ramboot-layer /dev/sdz1\n"
 
 
 @pytest.mark.parametrize(
