@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from . import phases
 from .machine import Machine
 
-FAILED_UNITS = "systemctl --failed --plain --no-legend"
+FAILED_UNITS = "systemctl list-units --failed --plain --no-legend"
 
 
 def status(dom0: Machine) -> dict[str, Any]:
@@ -17,7 +18,21 @@ def status(dom0: Machine) -> dict[str, Any]:
 
 
 def settled(dom0: Machine) -> str:
-    """The system's state once nothing is starting any more."""
+    """The system's state once nothing is starting any more.
+
+    A unit that lost a race because everything is slow here gets a second chance, and a line in the
+    table of times; one that can't start in this session fails again.
+    """
+    if (state := _state(dom0)) != "degraded":
+        return state
+    for unit in (line.split()[0] for line in dom0.succeed(FAILED_UNITS).splitlines() if line):
+        print(dom0.succeed(f"journalctl -b -u {unit} -o short-monotonic --no-pager"))
+        phases.add(f"failed once: {unit}", 0)
+        dom0.succeed(f"systemctl restart {unit} || true")
+    return _state(dom0)
+
+
+def _state(dom0: Machine) -> str:
     return dom0.succeed("systemctl is-system-running --wait || true", timeout_s=120).split()[-1]
 
 
