@@ -45,6 +45,16 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT_SIZE = "4G"  # as big as the volume that it is copied to
 DISK_SIZE = "8G"
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Prints all that the formula may touch, a line each; grubenv is the running system's own.
+TOUCHED = (
+    "cd / && find boot etc/ramboot etc/dracut.conf.d etc/grub.d etc/default etc/fstab etc/profile.d"
+    " usr/lib/dracut usr/bin/ramboot usr/lib/systemd etc/systemd var/lib/ramboot"
+    " -xdev ! -name grubenv -printf '%y %m %U %G %p %l '"
+    " \\( -type f -exec sha256sum {} \\; -o -printf '\\n' \\)"
+    " 2>/dev/null | sort"
+)
+# Every backend in the menu; for the rest the defaults.
+PILLAR = "ramboot: {grub: {entries: [zram, tmpfs, overlay, snapshot]}}\n"
 # What dom0 gets: the same set as a Salt formula's package.
 FORMULA_PARTS = ("FORMULA", "ramboot", "_modules", "_states", "pillar.example")
 
@@ -369,7 +379,7 @@ def formula_payload(target: Path, pillar: str) -> Path:
     return target
 
 
-def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
+def applied(layout: str = "luks-thin", pillar: str = PILLAR) -> Disk:
     """`base` after `state.apply ramboot` in it, with real Salt."""
     start = base(layout)
     parts = [REPOSITORY / name for name in FORMULA_PARTS if (REPOSITORY / name).exists()]
@@ -382,7 +392,13 @@ def applied(layout: str = "luks-thin", pillar: str = "{}\n") -> Disk:
             payload = formula_payload(place.parent / "payload.tar", pillar)
             with phases.phase(f"build: formula applied {layout}"):
                 repeated(lambda: _apply(start, payload, place))
+            place.with_suffix(".before").rename(target.with_suffix(".before"))
     return Disk(target, layout)
+
+
+def before_applied(disk: Disk) -> list[str]:
+    """The lines of TOUCHED on an applied disk before the formula came."""
+    return disk.path.with_suffix(".before").read_text(encoding="utf-8").splitlines()
 
 
 def _apply(start: Disk, payload: Path, place: Path) -> None:
@@ -395,6 +411,9 @@ def _apply(start: Disk, payload: Path, place: Path) -> None:
         dom0.start_direct()
         dom0.unlock()
         dom0.shell()
+        place.with_suffix(".before").write_text(
+            dom0.succeed(TOUCHED, timeout_s=200), encoding="utf-8"
+        )
         dom0.install_payload()
         with phases.phase("salt: sync_all"):
             dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)

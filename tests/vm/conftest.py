@@ -36,7 +36,7 @@ def base_disk() -> Disk:
 
 @pytest.fixture(scope="session")
 def applied_disk() -> Disk:
-    """The machine after `state.apply ramboot` with the default pillar."""
+    """The machine after `state.apply ramboot`, with a menu entry for each backend."""
     return build.applied()
 
 

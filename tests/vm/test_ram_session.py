@@ -45,17 +45,23 @@ def test_yes_at_the_prompt_runs_dom0_from_zram_and_leaves_the_disk_as_it_was(
     assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
 
 
-def test_the_menu_entry_needs_no_answer_and_a_persistent_boot_does_not_know_the_session(
+def test_once_boots_into_ram_a_single_time_and_the_next_boot_knows_nothing_of_it(
     applied_disk: Disk, machine: MachineMaker
 ) -> None:
     dom0 = machine(applied_disk)
-    dom0.start(entry="in RAM (zram)")
+    dom0.start_direct("ramboot=off")
+    dom0.unlock()
+    dom0.shell()
+    dom0.fail("runuser -u nobody -- ramboot once zram")
+    dom0.succeed("ramboot once zram")
+    dom0.poweroff()
+    dom0.start()
     dom0.unlock()
     dom0.shell()
     assert_ram_session(dom0, "zram", "ext4")
     dom0.succeed("echo gone with the power > /root/note && sync")
     dom0.crash()
-    dom0.start()
+    dom0.start(arguments="ramboot.timeout=0")  # typed in GRUB's editor
     dom0.unlock()
     dom0.at_prompt()
     dom0.answer("n")

@@ -50,7 +50,7 @@ def test_nothing_that_dom0_or_a_qube_writes_reaches_the_disk(
     applied_disk: Disk, machine: MachineMaker
 ) -> None:
     dom0 = machine(applied_disk)
-    dom0.start(arguments="ramboot=snapshot")
+    dom0.start(entry="in RAM (snapshot)")
     dom0.unlock()
     dom0.shell()
     assert dom0.succeed("cat /sys/hypervisor/type") == "xen"
