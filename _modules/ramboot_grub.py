@@ -22,6 +22,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 __virtualname__ = "ramboot_grub"
 
 _BEGIN = "# ramboot: begin: dom0's maximum in every entry; the state ramboot.grub.absent removes it"
@@ -79,7 +82,8 @@ class _Entry:
     numbers: tuple[int, ...] = ()
     kernel: str | None = None
     linux: list[str] = field(default_factory=list)
-    xen: list[str] | None = None
+    xen: list[str] = field(default_factory=list)
+    boots_xen: bool = False
 
     @property
     def ours(self) -> bool:
@@ -95,7 +99,7 @@ class _Entry:
     @property
     def dom0_mem(self) -> str | None:
         """The token that Xen goes by: of several max: the last wins."""
-        found = [word for word in self.xen or [] if re.match(r"dom0_mem=(.*,)?max:", word)]
+        found = [word for word in self.xen if re.match(r"dom0_mem=(.*,)?max:", word)]
         return found[-1] if found else None
 
     @property
@@ -622,6 +626,7 @@ def _take_line(entry: _Entry, words: list[str]) -> None:
     if len(words) < 2:
         return
     if words[0] in _LOADS_XEN:
+        entry.boots_xen = True
         entry.xen = [word for word in words[2:] if not word.startswith("$")]
     elif words[0] in _LOADS_MODULE and entry.kernel is None:
         kernel = _KERNEL_FILE.fullmatch(os.path.basename(words[1]))
@@ -637,9 +642,7 @@ def _ordinary(menu: list[_Entry]) -> list[_Entry]:
     return [
         entry
         for entry in menu
-        if entry.xen is not None
-        and entry.id.startswith("xen-gnulinux-")
-        and "-recovery-" not in entry.id
+        if entry.boots_xen and entry.id.startswith("xen-gnulinux-") and "-recovery-" not in entry.id
     ]
 
 
@@ -676,7 +679,7 @@ def _without_ours(text: str) -> str:
 def _mismatch(menu: list[_Entry], wish: _Wish) -> list[str]:
     """How the entries in a grub.cfg differ from what is wanted; empty when they do not."""
     reasons = []
-    kernels = {entry.kernel for entry in _ordinary(menu)}
+    kernels = {entry.kernel for entry in _ordinary(menu) if entry.kernel}
     for backend in wish.backends:
         mine = [entry for entry in menu if entry.backend == backend]
         if not mine:
@@ -696,7 +699,7 @@ def _mismatch(menu: list[_Entry], wish: _Wish) -> list[str]:
 def _refusal(old: str, new: str, directory: str, wish: _Wish) -> list[str]:
     """Why a freshly generated grub.cfg must not replace the old one; empty when it may."""
     menu = _parse(new)
-    if not any(entry.xen is not None and not entry.ours for entry in menu):
+    if not any(entry.boots_xen and not entry.ours for entry in menu):
         return ["no ordinary entry boots Xen"]
     reasons = _mismatch(menu, wish)
     now, by_number = _default(new, directory)
@@ -720,7 +723,7 @@ def _forecast(menu: list[_Entry], wish: _Wish, was_all_mib: int | None) -> list[
     for entry in _ordinary(ordinary):
         if was_all_mib and entry.xen and entry.xen[-1] == f"dom0_mem=max:{was_all_mib}M":
             entry.xen.pop()
-        if wish.for_all:
+        if wish.token and wish.for_all:
             entry.xen.append(wish.token)
     ours = []
     dropped = re.compile(r"(resume|resume_offset|ramboot)=.*|noresume|systemd\.zram=0")
@@ -732,7 +735,7 @@ def _forecast(menu: list[_Entry], wish: _Wish, was_all_mib: int | None) -> list[
             if wish.token and entry.dom0_mem != wish.token:
                 xen.append(wish.token)
             linux += [*added, f"ramboot={backend}"]
-            ours.append(_Entry(f"{_OURS}{backend}", "", (), (), entry.kernel, linux, xen))
+            ours.append(_Entry(f"{_OURS}{backend}", "", (), (), entry.kernel, linux, xen, True))
     return _describe([*ordinary, *ours])
 
 
@@ -744,7 +747,7 @@ def _describe(menu: list[_Entry]) -> list[str]:
             continue
         base = next((item for item in ordinary if item.kernel == entry.kernel), None)
         old = [*base.linux, *base.xen] if base else []
-        new = [*entry.linux, *(entry.xen or [])]
+        new = [*entry.linux, *entry.xen]
         tokens = [f"+{word}" for word in sorted(set(new) - set(old))]
         tokens += [f"-{word}" for word in sorted(set(old) - set(new))]
         lines.add(f"{entry.backend}, Linux {entry.kernel}: {' '.join(tokens)}")
@@ -808,7 +811,9 @@ def _check_next_entry(path: str) -> None:
             f"{os.path.basename(_command('editenv'))} {grubenv} create"
         )
     probe = _find_command(_PROBE)
-    for target in ("abstraction", "fs") if probe else ():
+    if probe is None:
+        return
+    for target in ("abstraction", "fs"):
         found = _run([probe, f"--target={target}", grubenv], f"grub-probe failed on {grubenv}")
         stuck = _UNWRITABLE & set(found["stdout"].split())
         if stuck:
