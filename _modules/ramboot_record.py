@@ -23,6 +23,10 @@ from typing import Any, BinaryIO
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__context__: dict[str, Any]
+
 __virtualname__ = "ramboot_record"
 
 SCHEMA = 1

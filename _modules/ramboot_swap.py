@@ -18,6 +18,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 _MASK = "/dev/null"
 
 
