@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shlex
-import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -503,8 +502,7 @@ def _load_state() -> dict[str, dict[str, Any]]:
 def _save_state(path: str, **values: Any) -> None:
     state = _load_state()
     state.setdefault(path, {}).update(values)
-    os.makedirs(os.path.dirname(_state_file()), mode=0o700, exist_ok=True)
-    _replace(_state_file(), json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+    __salt__["ramboot_record.write"](_state_file(), state)
 
 
 def _drop_state(path: str) -> None:
@@ -512,7 +510,7 @@ def _drop_state(path: str) -> None:
     if state.pop(path, None) is None:
         return
     if state:
-        _replace(_state_file(), json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+        __salt__["ramboot_record.write"](_state_file(), state)
     else:
         os.unlink(_state_file())
 
@@ -758,7 +756,6 @@ def _describe(menu: list[_Entry]) -> list[str]:
 
 
 def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | None = None) -> None:
-    info = os.stat(path)
     directory = os.path.dirname(path)
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
@@ -773,7 +770,7 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
             raise CommandExecutionError(f"{left}: {'; '.join([*reasons, *said])}")
         if before_rename:
             before_rename(temporary)
-        _settle(temporary, path, info)
+        __salt__["ramboot_record.settle"](temporary, path)
     except OSError as error:
         raise CommandExecutionError(f"{left}: {error}") from error
     finally:
@@ -872,39 +869,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _replace(path: str, content: bytes, check: Callable[[str], None] | None = None) -> None:
-    """Write beside path, check, rename. Mode and owner stay; a new file is root's alone."""
-    info = os.stat(path) if os.path.exists(path) else None
-    name = f".{os.path.basename(path)}.ramboot."
-    handle, temporary = tempfile.mkstemp(prefix=name, dir=os.path.dirname(path))
     try:
-        with os.fdopen(handle, "wb") as target:
-            target.write(content)
-        if check:
-            check(temporary)
-        _settle(temporary, path, info)
+        __salt__["ramboot_record.replace"](path, content, check=check)
     except OSError as error:
         raise CommandExecutionError(f"{path} was left as it is: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _settle(temporary: str, path: str, info: os.stat_result | None) -> None:
-    """Rename over path with the mode and owner of info; on the disk when this returns."""
-    handle = os.open(temporary, os.O_RDONLY)
-    try:
-        if info:
-            now = os.fstat(handle)
-            # not on vfat, which has no owners
-            if (now.st_uid, now.st_gid) != (info.st_uid, info.st_gid):
-                os.fchown(handle, info.st_uid, info.st_gid)
-            os.fchmod(handle, stat.S_IMODE(info.st_mode))
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.rename(temporary, path)
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
