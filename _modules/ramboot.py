@@ -16,6 +16,10 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__context__: dict[str, Any]
+
 __virtualname__ = "ramboot"
 
 ROOT = "/"

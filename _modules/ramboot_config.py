@@ -16,6 +16,10 @@ from typing import Any
 import yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__pillar__: dict[str, Any]
+
 # libyaml's where it is built in: the file is read many times in a run
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -460,7 +464,7 @@ def _pairs(where: str, value: Any, wanted: str, found: list[str]) -> dict[Any, A
 
 
 def _entries(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> dict[str, Any]:
-    checked = {}
+    checked: dict[str, Any] = {}
     for name, given in _pairs(where, value, "a mapping of names", found).items():
         place = f"{where}:{_key_shown(name)}"
         # dom0 can be given settings, not be made

@@ -14,13 +14,15 @@ import json
 import os
 import re
 import shlex
-import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
+
+# Salt's loader sets it
+__salt__: dict[str, Any]
 
 __virtualname__ = "ramboot_grub"
 
@@ -79,7 +81,8 @@ class _Entry:
     numbers: tuple[int, ...] = ()
     kernel: str | None = None
     linux: list[str] = field(default_factory=list)
-    xen: list[str] | None = None
+    xen: list[str] = field(default_factory=list)
+    boots_xen: bool = False
 
     @property
     def ours(self) -> bool:
@@ -95,7 +98,7 @@ class _Entry:
     @property
     def dom0_mem(self) -> str | None:
         """The token that Xen goes by: of several max: the last wins."""
-        found = [word for word in self.xen or [] if re.match(r"dom0_mem=(.*,)?max:", word)]
+        found = [word for word in self.xen if re.match(r"dom0_mem=(.*,)?max:", word)]
         return found[-1] if found else None
 
     @property
@@ -499,8 +502,7 @@ def _load_state() -> dict[str, dict[str, Any]]:
 def _save_state(path: str, **values: Any) -> None:
     state = _load_state()
     state.setdefault(path, {}).update(values)
-    os.makedirs(os.path.dirname(_state_file()), mode=0o700, exist_ok=True)
-    _replace(_state_file(), json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+    __salt__["ramboot_record.write"](_state_file(), state)
 
 
 def _drop_state(path: str) -> None:
@@ -508,7 +510,7 @@ def _drop_state(path: str) -> None:
     if state.pop(path, None) is None:
         return
     if state:
-        _replace(_state_file(), json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+        __salt__["ramboot_record.write"](_state_file(), state)
     else:
         os.unlink(_state_file())
 
@@ -622,6 +624,7 @@ def _take_line(entry: _Entry, words: list[str]) -> None:
     if len(words) < 2:
         return
     if words[0] in _LOADS_XEN:
+        entry.boots_xen = True
         entry.xen = [word for word in words[2:] if not word.startswith("$")]
     elif words[0] in _LOADS_MODULE and entry.kernel is None:
         kernel = _KERNEL_FILE.fullmatch(os.path.basename(words[1]))
@@ -637,9 +640,7 @@ def _ordinary(menu: list[_Entry]) -> list[_Entry]:
     return [
         entry
         for entry in menu
-        if entry.xen is not None
-        and entry.id.startswith("xen-gnulinux-")
-        and "-recovery-" not in entry.id
+        if entry.boots_xen and entry.id.startswith("xen-gnulinux-") and "-recovery-" not in entry.id
     ]
 
 
@@ -676,7 +677,7 @@ def _without_ours(text: str) -> str:
 def _mismatch(menu: list[_Entry], wish: _Wish) -> list[str]:
     """How the entries in a grub.cfg differ from what is wanted; empty when they do not."""
     reasons = []
-    kernels = {entry.kernel for entry in _ordinary(menu)}
+    kernels = {entry.kernel for entry in _ordinary(menu) if entry.kernel}
     for backend in wish.backends:
         mine = [entry for entry in menu if entry.backend == backend]
         if not mine:
@@ -696,7 +697,7 @@ def _mismatch(menu: list[_Entry], wish: _Wish) -> list[str]:
 def _refusal(old: str, new: str, directory: str, wish: _Wish) -> list[str]:
     """Why a freshly generated grub.cfg must not replace the old one; empty when it may."""
     menu = _parse(new)
-    if not any(entry.xen is not None and not entry.ours for entry in menu):
+    if not any(entry.boots_xen and not entry.ours for entry in menu):
         return ["no ordinary entry boots Xen"]
     reasons = _mismatch(menu, wish)
     now, by_number = _default(new, directory)
@@ -720,7 +721,7 @@ def _forecast(menu: list[_Entry], wish: _Wish, was_all_mib: int | None) -> list[
     for entry in _ordinary(ordinary):
         if was_all_mib and entry.xen and entry.xen[-1] == f"dom0_mem=max:{was_all_mib}M":
             entry.xen.pop()
-        if wish.for_all:
+        if wish.token and wish.for_all:
             entry.xen.append(wish.token)
     ours = []
     dropped = re.compile(r"(resume|resume_offset|ramboot)=.*|noresume|systemd\.zram=0")
@@ -732,7 +733,7 @@ def _forecast(menu: list[_Entry], wish: _Wish, was_all_mib: int | None) -> list[
             if wish.token and entry.dom0_mem != wish.token:
                 xen.append(wish.token)
             linux += [*added, f"ramboot={backend}"]
-            ours.append(_Entry(f"{_OURS}{backend}", "", (), (), entry.kernel, linux, xen))
+            ours.append(_Entry(f"{_OURS}{backend}", "", (), (), entry.kernel, linux, xen, True))
     return _describe([*ordinary, *ours])
 
 
@@ -744,7 +745,7 @@ def _describe(menu: list[_Entry]) -> list[str]:
             continue
         base = next((item for item in ordinary if item.kernel == entry.kernel), None)
         old = [*base.linux, *base.xen] if base else []
-        new = [*entry.linux, *(entry.xen or [])]
+        new = [*entry.linux, *entry.xen]
         tokens = [f"+{word}" for word in sorted(set(new) - set(old))]
         tokens += [f"-{word}" for word in sorted(set(old) - set(new))]
         lines.add(f"{entry.backend}, Linux {entry.kernel}: {' '.join(tokens)}")
@@ -755,7 +756,6 @@ def _describe(menu: list[_Entry]) -> list[str]:
 
 
 def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | None = None) -> None:
-    info = os.stat(path)
     directory = os.path.dirname(path)
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
@@ -770,7 +770,7 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
             raise CommandExecutionError(f"{left}: {'; '.join([*reasons, *said])}")
         if before_rename:
             before_rename(temporary)
-        _settle(temporary, path, info)
+        __salt__["ramboot_record.settle"](temporary, path)
     except OSError as error:
         raise CommandExecutionError(f"{left}: {error}") from error
     finally:
@@ -808,7 +808,9 @@ def _check_next_entry(path: str) -> None:
             f"{os.path.basename(_command('editenv'))} {grubenv} create"
         )
     probe = _find_command(_PROBE)
-    for target in ("abstraction", "fs") if probe else ():
+    if probe is None:
+        return
+    for target in ("abstraction", "fs"):
         found = _run([probe, f"--target={target}", grubenv], f"grub-probe failed on {grubenv}")
         stuck = _UNWRITABLE & set(found["stdout"].split())
         if stuck:
@@ -867,39 +869,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _replace(path: str, content: bytes, check: Callable[[str], None] | None = None) -> None:
-    """Write beside path, check, rename. Mode and owner stay; a new file is root's alone."""
-    info = os.stat(path) if os.path.exists(path) else None
-    name = f".{os.path.basename(path)}.ramboot."
-    handle, temporary = tempfile.mkstemp(prefix=name, dir=os.path.dirname(path))
     try:
-        with os.fdopen(handle, "wb") as target:
-            target.write(content)
-        if check:
-            check(temporary)
-        _settle(temporary, path, info)
+        __salt__["ramboot_record.replace"](path, content, check=check)
     except OSError as error:
         raise CommandExecutionError(f"{path} was left as it is: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _settle(temporary: str, path: str, info: os.stat_result | None) -> None:
-    """Rename over path with the mode and owner of info; on the disk when this returns."""
-    handle = os.open(temporary, os.O_RDONLY)
-    try:
-        if info:
-            now = os.fstat(handle)
-            # not on vfat, which has no owners
-            if (now.st_uid, now.st_gid) != (info.st_uid, info.st_gid):
-                os.fchown(handle, info.st_uid, info.st_gid)
-            os.fchmod(handle, stat.S_IMODE(info.st_mode))
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.rename(temporary, path)
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -25,6 +25,10 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__context__: dict[str, Any]
+
 __virtualname__ = "ramboot_initramfs"
 
 MODULE = "ramboot"
@@ -648,20 +652,9 @@ def _offered_modules() -> set[str]:
 
 
 def _replace(new: str, image: str, *, record: bool, had_module: bool) -> None:
-    """Sync, record, rename, seal. had_module: the image that goes holds our module."""
-    handle = os.open(new, os.O_RDONLY)
-    try:
-        os.fchmod(handle, 0o600)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Record, replace, seal. had_module: the image that goes holds our module."""
     recorded = record and _record(new, image, had_module)
-    os.rename(new, image)
-    directory = os.open(os.path.dirname(image), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    __salt__["ramboot_record.settle"](new, image, mode="0600")
     if recorded:
         __salt__["ramboot_record.seal"](image)
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 _FINDMNT = ["findmnt", "--json", "--list", "--nofsroot", "--output"]
 _FINDMNT_COLUMNS = "TARGET,SOURCE,FSTYPE,FSROOT,UUID"
 _LSBLK = ["lsblk", "--json", "--inverse", "--paths", "--output", "NAME,TYPE,FSTYPE"]

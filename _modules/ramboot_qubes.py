@@ -18,6 +18,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 __virtualname__ = "ramboot_qubes"
 
 MADE, SOURCE = "ramboot-made", "ramboot-source"
@@ -509,7 +512,7 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
     return found
 
 
-def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, str]:
+def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, str | None]:
     """Where each volume that we care for has to lie."""
     if kind == "save":
         pool = entry["pool"] or look.value(None, "default_pool_private")["value"]
@@ -632,7 +635,9 @@ def _qube_steps(look: _Look) -> list[dict[str, Any]]:
     for kind, name, entry in look.entries():
         values = _values(look, kind, name, entry)
         if look.standing(name) != "whole":
-            shown = {key: entry[key] for key in ("source", "template") if key in entry}
+            shown: dict[str, Any] = {
+                key: entry[key] for key in ("source", "template") if key in entry
+            }
             shown |= {"kind": kind, "class": KINDS[kind]}
             shown |= {_shown(group, key): value for group, key, value in values}
             shown |= {f"pool of {key}": v for key, v in _pools_wanted(look, kind, entry).items()}

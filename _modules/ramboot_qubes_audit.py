@@ -16,6 +16,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 __virtualname__ = "ramboot_qubes_audit"
 
 MIB = 1 << 20

@@ -9,6 +9,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 __virtualname__ = "ramboot_qubes_pools"
 
 # Pools that are files in a directory (QubesOS/qubes-core-admin: qubes/storage/file.py, reflink.py).

@@ -19,6 +19,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 try:
     import qubesadmin
     import qubesadmin.exc

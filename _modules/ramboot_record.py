@@ -18,10 +18,14 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from salt.exceptions import CommandExecutionError
+
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_record"
 
@@ -330,7 +334,7 @@ def close() -> dict[str, list[str]]:
     return {"removed": removed, "left": sorted(left)}
 
 
-# The record on disk
+# Files, whole or not at all
 
 
 def write(path: str, content: dict[str, Any]) -> None:
@@ -353,6 +357,69 @@ def write(path: str, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     _make_directory(os.path.dirname(path))
     _write_beside(path, [text.encode()], mode=0o600)
+
+
+def replace(
+    path: str,
+    content: bytes | str,
+    like: str | None = None,
+    check: Callable[[str], None] | None = None,
+) -> None:
+    """
+    Replace a file of the system, whole or not at all, also when power goes.
+
+    path
+        absolute path, symbolic links resolved: a link would be replaced by the file.
+    content
+        the new bytes, or text that becomes UTF-8.
+    like
+        path of the file whose mode and owner the new one gets; default: what is at `path`. Where
+        there is none, it is 0600 and ours.
+    check
+        called with the path of the written file before it takes the place; what it raises passes
+        through. For callers in Python.
+
+    Access lists and other extended attributes are not kept. Raises OSError when it can't be
+    written; what was there is untouched then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.replace /etc/fstab '# nothing'
+    """
+    mode, owner = _mode_and_owner(like or path)
+    data = content if isinstance(content, bytes) else content.encode()
+    _write_beside(path, [data], mode=mode, owner=owner, check=check)
+
+
+def settle(temporary: str, path: str, mode: str | None = None) -> None:
+    """
+    Put a file that a program has finished in the place of `path`, also when power goes.
+
+    temporary
+        path in the same directory; gone afterwards, still there when this fails.
+    path
+        as for `replace`.
+    mode
+        octal, as "0600", with the owner that the file has; default: mode and owner of what is at
+        `path`.
+
+    On the disk when this returns. Raises OSError; what was at `path` is untouched then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.settle /boot/grub2/new.cfg /boot/grub2/grub.cfg
+    """
+    if mode is not None:
+        _settle(temporary, path, int(mode, 8), None)
+    else:
+        _settle(temporary, path, *_mode_and_owner(path))
+
+
+# The record on disk
 
 
 def _paths() -> dict[str, Any]:
@@ -480,9 +547,14 @@ def _put_back(path: str, original: dict[str, Any]) -> None:
 
 
 def _write_beside(
-    path: str, blocks: Iterable[bytes], *, mode: int, owner: tuple[int, int] | None = None
+    path: str,
+    blocks: Iterable[bytes],
+    *,
+    mode: int,
+    owner: tuple[int, int] | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> None:
-    """Write to a temporary file in the same directory, sync it, rename it over path."""
+    """Write to a temporary file in the same directory, check it, put it in the place of path."""
     handle, temporary = tempfile.mkstemp(
         prefix=f".ramboot-{os.path.basename(path)}.", dir=os.path.dirname(path)
     )
@@ -490,18 +562,37 @@ def _write_beside(
         with os.fdopen(handle, "wb") as target:
             for block in blocks:
                 target.write(block)
-            # owner first: a change of owner clears set-id bits
-            if owner is not None:
-                os.fchown(target.fileno(), *owner)
-            os.fchmod(target.fileno(), mode)
-            target.flush()
-            os.fsync(target.fileno())
-        os.rename(temporary, path)
-    except BaseException:
+        if check:
+            check(temporary)
+        _settle(temporary, path, mode, owner)
+    finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        raise
+
+
+def _settle(temporary: str, path: str, mode: int, owner: tuple[int, int] | None) -> None:
+    """Sync, rename, sync the directory; owner None: whoever made the temporary file."""
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        now = os.fstat(handle)
+        # owner first: a change of owner clears set-id bits; vfat has no owners to change
+        if owner not in (None, (now.st_uid, now.st_gid)):
+            os.fchown(handle, *owner)
+        os.fchmod(handle, mode)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.rename(temporary, path)
     _sync_directory(os.path.dirname(path))
+
+
+def _mode_and_owner(path: str) -> tuple[int, tuple[int, int] | None]:
+    """Those of the file at path; without one 0600, and the owner is left as it comes."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        return 0o600, None
+    return stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid)
 
 
 def _sync_directory(directory: str) -> None:

@@ -12,11 +12,13 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
+
+# Salt's loader sets it
+__salt__: dict[str, Any]
 
 _MASK = "/dev/null"
 
@@ -240,7 +242,7 @@ def _fstab_swaps() -> list[str]:
 def _write_fstab(lines: list[str]) -> None:
     # a link stays a link
     path = os.path.realpath(_paths()["fstab"])
-    _write(path, "".join(lines).encode("utf-8", "surrogateescape"), os.stat(path))
+    __salt__["ramboot_record.replace"](path, "".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def _to_switch_on(lines: list[str]) -> list[str]:
@@ -307,7 +309,7 @@ def _rename(source: str, target: str) -> None:
     if os.path.islink(source):
         os.symlink(os.readlink(source), target)
     else:
-        _write(target, Path(source).read_bytes(), os.stat(source))
+        __salt__["ramboot_record.replace"](target, Path(source).read_bytes(), like=source)
     os.unlink(source)
 
 
@@ -327,9 +329,7 @@ def _record() -> dict[str, Any]:
 
 
 def _write_record(record: dict[str, Any]) -> None:
-    path = _paths()["swap_record"]
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    _write(path, json.dumps(record, indent=1).encode(), None)
+    __salt__["ramboot_record.write"](_paths()["swap_record"], record)
 
 
 def _forget_record() -> None:
@@ -364,26 +364,3 @@ def _run(command: list[str]) -> None:
         raise CommandExecutionError(
             f"{' '.join(command)}: exit {result['retcode']}: {result['stderr']}"
         )
-
-
-def _write(path: str, data: bytes, like: os.stat_result | None) -> None:
-    """Write beside and rename, with the mode and owner of `like`; without it 0600 of ours."""
-    folder = os.path.dirname(path)
-    handle, beside = tempfile.mkstemp(dir=folder, prefix=".ramboot-")
-    try:
-        with os.fdopen(handle, "wb") as target:
-            target.write(data)
-            if like is not None:
-                os.fchown(target.fileno(), like.st_uid, like.st_gid)
-                os.fchmod(target.fileno(), like.st_mode & 0o7777)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -16,6 +16,12 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__opts__: dict[str, Any]
+__states__: dict[str, Any]
+__env__: str
+
 __virtualname__ = "ramboot"
 
 

@@ -10,6 +10,10 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__opts__: dict[str, Any]
+
 __virtualname__ = "ramboot_grub"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 
 def passed(name: str) -> dict[str, Any]:
     """Fail with every reason why the formula cannot be applied; never change anything.

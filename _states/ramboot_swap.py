@@ -7,6 +7,10 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets these
+__salt__: dict[str, Any]
+__opts__: dict[str, Any]
+
 
 def off(name: str) -> dict[str, Any]:
     """Switch all swap off, now and at each later boot.

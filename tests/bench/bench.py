@@ -144,8 +144,9 @@ def measure(disk: Disk, results: Path) -> dict[str, tuple[float, float]]:
             guides.shell_s - persistent["guide"],
         )
         found[f"copy.{backend}.time"] = (ours.copy_s, guides.copy_s)
-        if backend == "zram":
+        if ours.ram_bytes is not None and guides.ram_bytes is not None:
             found["copy.zram.ram"] = (ours.ram_bytes, guides.ram_bytes)
+        if ours.written_bytes is not None and guides.written_bytes is not None:
             found["written.attached"] = (ours.written_bytes, guides.written_bytes)
     return found
 

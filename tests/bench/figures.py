@@ -64,7 +64,7 @@ def from_json(text: str) -> dict[str, Figure]:
 
 def table(figures: Mapping[str, Figure]) -> str:
     """A table that reads well in a terminal and is Markdown."""
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     for name, one in figures.items():
         shown = (f"{v:,.1f}" if one.unit == "s" else f"{v:,.0f}" for v in (one.ours, one.guide))
         ratio = "-" if one.ratio is None else f"{one.ratio:.2f}"

@@ -69,6 +69,20 @@ def moved_below(value, root: Path):
     return value
 
 
+def unchanged(path: Path) -> tuple[int, ...]:
+    """What stays the same while nobody changes a file. Not its time of access: reading sets it."""
+    info = path.lstat()
+    return (
+        info.st_ino,
+        info.st_mode,
+        info.st_uid,
+        info.st_gid,
+        info.st_size,
+        info.st_mtime_ns,
+        info.st_ctime_ns,
+    )
+
+
 class World:
     """What Salt's loader gives to a module; `module()` and `state()` load ours into it."""
 

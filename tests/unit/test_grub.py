@@ -443,6 +443,17 @@ def test_entries_that_went_missing_come_back(machine):
     assert machine.module.pending() == {}
 
 
+def test_an_entry_whose_kernel_is_not_known_does_not_hide_one_that_lacks(machine):
+    applied(machine)
+    with machine.path(CFG).open("a") as cfg:
+        for kernel in ("own-build", "vmlinuz-6.12.7"):
+            cfg.write(
+                f"menuentry 'Xen' --id 'xen-gnulinux-{kernel}' {{\n"
+                f"\tmultiboot2 /xen.gz\n\tmodule2 /{kernel}\n}}\n"
+            )
+    assert machine.module.pending() == {str(machine.path(CFG)): ["no entry for zram, Linux 6.12.7"]}
+
+
 def test_both_of_r41_are_generated(machine):
     machine.world.write(EFI, machine.read(CFG), mode=0o700)
     assert set(applied(machine)["changes"]) == {str(machine.path(CFG)), str(machine.path(EFI))}

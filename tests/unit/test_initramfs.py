@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 from salt.exceptions import CommandExecutionError
 
+from conftest import unchanged
+
 sys.path.insert(0, str(Path(__file__).parent))
 from images import CONF, Machine, answer, sha  # noqa: E402
 
@@ -165,7 +167,7 @@ def test_debians_image_name_is_found_and_used_for_a_kernel_without_image(machine
 def test_rebuild_makes_every_stale_image_current_and_touches_no_other(machine, initramfs):
     machine.module()
     machine.put("6.1.0", machine.built("6.1.0"))
-    before = machine.image("6.1.0").stat()
+    before = unchanged(machine.image("6.1.0"))
     done = initramfs.rebuild()
     assert done == {
         "6.1.0": {"image": str(machine.image("6.1.0")), "action": "kept", "reason": None},
@@ -175,7 +177,7 @@ def test_rebuild_makes_every_stale_image_current_and_touches_no_other(machine, i
             "reason": "the ramboot module is not in it",
         },
     }
-    assert machine.image("6.1.0").stat() == before
+    assert unchanged(machine.image("6.1.0")) == before
     assert {found["state"] for found in initramfs.states().values()} == {"current"}
     assert machine.runs_of("dracut") == [
         ["dracut", "--force", "--kver", "6.12.0", ".ramboot-6.12.0.tmp"]

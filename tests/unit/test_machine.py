@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
@@ -14,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vm import build, cpio, grubcfg, phases
+from vm import build, cpio, grubcfg, phases, toolbox
 from vm.console import Console, ConsoleError, EmulatorError, Transcript, plain
 from vm.disk import Disk
 from vm.machine import CommandError, Machine
@@ -269,6 +271,78 @@ def test_a_fingerprint_follows_names_contents_and_modes(tmp_path: Path) -> None:
         len({first, second, build.fingerprint(tmp_path), build.fingerprint(tmp_path, extra="x")})
         == 4
     )
+
+
+def test_comments_and_layout_are_no_part_of_what_a_function_does() -> None:
+    class Before:
+        def made(self) -> list[str]:
+            return ["a", "b"]
+
+    class Commented:
+        # fmt: off
+        def made(self) -> list[str]:
+            # why
+            return [
+                "a", "b"
+            ]
+        # fmt: on
+
+    class Changed:
+        def made(self) -> list[str]:
+            return ["a", "c"]
+
+    assert build.code_of(Commented.made) == build.code_of(Before.made)
+    assert build.code_of(Changed.made) != build.code_of(Before.made)
+
+
+def _other(*_args: object, **_options: object) -> None:
+    """In the place of a function whose code was changed."""
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "anew"),
+    [
+        (build, "_debian", _other, {"root", "tree", "initramfs", "base", "applied"}),
+        (build, "_salt", _other, {"root", "initramfs", "base", "applied"}),
+        (build, "SALT", "salt==3006.0", {"root", "initramfs", "base", "applied"}),
+        (toolbox, "drive", _other, {"base", "applied"}),
+        (cpio, "archive", _other, {"base", "applied"}),
+        (build, "PASSPHRASE", "another", {"base", "applied"}),
+        (build, "formula_payload", _other, {"applied"}),
+        (Machine, "install_payload", _other, {"applied"}),
+        (build, "_mirror", _other, set()),
+        (build, "export_root", _other, set()),
+        (Machine, "screenshot", _other, set()),
+    ],
+)
+def test_a_disk_is_made_anew_when_what_makes_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: object,
+    name: str,
+    value: object,
+    anew: set[str],
+) -> None:
+    @contextlib.contextmanager
+    def there_already(_target: Path) -> Iterator[None]:
+        yield None
+
+    def kept() -> dict[str, str]:
+        return {
+            "root": str(build.root().image),
+            "tree": str(build.tree("4.2")),
+            "initramfs": str(build.initramfs()),
+            "base": str(build.base().path),
+            "applied": str(build.applied().path),
+        }
+
+    monkeypatch.setattr(build, "_made_once", there_already)
+    monkeypatch.setattr(build, "cache_dir", lambda: tmp_path)
+    before = kept()
+    assert kept() == before
+    monkeypatch.setattr(where, name, value)
+    after = kept()
+    assert {disk for disk in before if after[disk] != before[disk]} == anew
 
 
 def test_phases_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import unchanged
+
 REPO = Path(__file__).resolve().parents[2]
 FILES = "ramboot/initramfs/files/50ramboot"
 
@@ -61,10 +63,10 @@ def test_each_file_has_its_hash_mode_and_places(run, tmp_path):
 
 def test_check_is_quiet_when_it_matches_and_writes_nothing(run, tmp_path):
     run()
-    before = (tmp_path / FILES / "manifest").stat()
+    before = unchanged(tmp_path / FILES / "manifest")
     done = run("--check")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / FILES / "manifest").stat() == before
+    assert unchanged(tmp_path / FILES / "manifest") == before
 
 
 @pytest.mark.parametrize("change", ["changed", "added", "removed", "no manifest"])

@@ -361,3 +361,116 @@ def test_close_sweeps_up_an_original_that_was_never_recorded(world, record):
     assert record.closable() is True
     record.close()
     assert not os.path.exists(world.paths["record"])
+
+
+# Files, whole or not at all
+
+
+def writers(world, record):
+    """Each way in which the formula replaces a file, as a function of the path."""
+
+    def settle(path):
+        new = path.with_name("new")
+        new.write_text("new")
+        record.settle(str(new), str(path))
+
+    return {
+        "replace": lambda path: record.replace(str(path), b"new"),
+        "settle": settle,
+        "write": lambda path: record.write(str(path), {"new": 1}),
+        "restore": lambda path: record.restore(str(path)),
+    }
+
+
+@pytest.fixture(params=["replace", "settle", "write", "restore"])
+def writer(request, world, record):
+    return writers(world, record)[request.param]
+
+
+@pytest.fixture
+def target(world, record):
+    """A file that we changed, so that each of the writers has something to do."""
+    path = world.write("/etc/file", "old", mode=0o640)
+    change(record, path, "ours")
+    return path
+
+
+def test_a_file_is_synced_before_its_name_is_and_its_directory_after(target, writer, monkeypatch):
+    events = []
+    real = {name: getattr(os, name) for name in ("fchown", "fchmod", "fsync", "rename")}
+
+    def noted(name, first, *rest):
+        shown = (first, *rest) if name == "rename" else (os.readlink(f"/proc/self/fd/{first}"),)
+        real[name](first, *rest)
+        events.append((name, *shown))
+
+    for name in real:
+        monkeypatch.setattr(os, name, lambda *args, name=name: noted(name, *args))
+    writer(target)
+    new = events[0][1]
+    assert os.path.dirname(new) == str(target.parent)
+    # restoring goes on to write the record
+    assert events[:4] == [
+        ("fchmod", new),
+        ("fsync", new),
+        ("rename", new, str(target)),
+        ("fsync", str(target.parent)),
+    ]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "fchmod", "rename"])
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(target, writer, monkeypatch, fails):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    old = (target.read_bytes(), target.stat().st_ino, target.stat().st_mtime_ns)
+    monkeypatch.setattr(os, fails, full)
+    with pytest.raises((OSError, CommandExecutionError), match="No space left"):
+        writer(target)
+    monkeypatch.undo()
+    assert (target.read_bytes(), target.stat().st_ino, target.stat().st_mtime_ns) == old
+    # settle's caller made that one, and it is its to delete
+    assert {path.name for path in target.parent.iterdir()} <= {"file", "new"}
+
+
+@pytest.mark.parametrize("writer", ["replace", "settle"], indirect=True)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_mode_and_owner_stay_set_id_bits_too(target, writer):
+    os.chown(target, 12, 34)
+    target.chmod(0o6750)
+    writer(target)
+    info = target.stat()
+    assert target.read_text() == "new"
+    assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o6750, 12, 34)
+
+
+def test_replace_takes_mode_and_owner_of_another_file(world, record):
+    source = world.write("/etc/source", "x", mode=0o604)
+    target = world.root / "etc/target"
+    record.replace(str(target), "caf\xe9", like=str(source))
+    assert (target.read_bytes(), stat.S_IMODE(target.stat().st_mode)) == (b"caf\xc3\xa9", 0o604)
+
+
+def test_a_new_file_is_roots_alone(world, record):
+    target = world.write("/etc/beside").with_name("target")
+    record.replace(str(target), b"new")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_settle_gives_the_mode_that_is_asked_for(target, record):
+    new = target.with_name("new")
+    new.write_text("new")
+    record.settle(str(new), str(target), mode="0600")
+    assert (target.read_text(), stat.S_IMODE(target.stat().st_mode)) == ("new", 0o600)
+    assert not new.exists()
+
+
+def test_what_the_check_refuses_does_not_take_the_place(target, record):
+    def refuse(path):
+        with open(path, encoding="utf-8") as written:
+            raise CommandExecutionError(f"{written.read()} is refused")
+
+    with pytest.raises(CommandExecutionError, match="new is refused"):
+        record.replace(str(target), b"new", check=refuse)
+    assert target.read_text() == "ours"
+    assert os.listdir(target.parent) == ["file"]

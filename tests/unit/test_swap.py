@@ -62,6 +62,7 @@ def system(world):
     system = System(world)
     world.salt["cmd.run_all"] = system.run_all
     world.module("ramboot_config")
+    world.module("ramboot_record")
     return system
 
 

@@ -12,17 +12,20 @@ By hand: `sudo python3 tests/vm/build.py [LAYOUT...]` makes and names the base d
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import fcntl
 import gzip
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jinja2
@@ -31,7 +34,7 @@ import yaml
 if __package__ in (None, ""):  # started by hand
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vm import phases, toolbox
+from vm import cpio, phases, toolbox
 from vm.console import repeated
 from vm.disk import LAYOUTS, PASSPHRASE, Disk, run
 from vm.toolbox import GUEST
@@ -88,6 +91,14 @@ def fingerprint(*parts: Path, extra: str = "") -> str:
             f"{name}\0{path.stat().st_mode & 0o111:o}\0".encode() + path.read_bytes() + b"\0"
         )
     return total.hexdigest()[:16]
+
+
+def code_of(*functions: Callable[..., object]) -> str:
+    """What these functions do, as `extra` of a fingerprint: their code without its comments and
+    layout.
+    """
+    sources = (textwrap.dedent(inspect.getsource(function)) for function in functions)
+    return "\n".join(ast.dump(ast.parse(source)) for source in sources)
 
 
 @contextlib.contextmanager
@@ -200,7 +211,8 @@ def _in_chroot(directory: Path, script: Path, *arguments: str) -> None:
 def root() -> toolbox.Root:
     """The root file system as one ext4 image, with its kernel and initramfs beside it."""
     parts = [GUEST / name for name in ("packages", "provision", "root")]
-    target = cache_dir() / f"root-{fingerprint(*parts, extra=SALT + SUITE + ROOT_SIZE)}"
+    made_by = code_of(root, _debian, _salt, _in_chroot)
+    target = cache_dir() / f"root-{fingerprint(*parts, extra=SALT + SUITE + ROOT_SIZE + made_by)}"
     with _made_once(target) as place:
         if place is not None:
             place.mkdir()
@@ -242,7 +254,8 @@ def tree(release: str = RELEASE) -> Path:
         target = image.parent / "tree"
     else:
         packages = GUEST / f"packages-initramfs-r{release}"
-        target = cache_dir() / f"tree-r{release}-{fingerprint(packages, extra=SUITES[release])}"
+        key = fingerprint(packages, extra=SUITES[release] + code_of(_debian))
+        target = cache_dir() / f"tree-r{release}-{key}"
     with _made_once(target) as place:
         if place is not None:
             with phases.phase(f"build: files for R{release}"):
@@ -266,7 +279,8 @@ def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     module = REPOSITORY / "ramboot/initramfs/files/50ramboot"
     text = _boot_conf(boot)
     directory = tree(release)
-    made_from = [text, *options, directory.parent.name, directory.name]
+    made_by = code_of(initramfs, _in_chroot)
+    made_from = [text, *options, directory.parent.name, directory.name, made_by]
     key = fingerprint(module, GUEST / "initramfs", extra="\n".join(made_from))
     target = cache_dir() / f"initramfs-{key}.img"
     with _made_once(target) as place:
@@ -297,7 +311,9 @@ def base(layout: str = "luks-thin") -> Disk:
         raise ValueError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
     made = root()
     scripts = [GUEST / name for name in ("install", "lib", "toolbox-init", "toolbox-main")]
-    key = fingerprint(*scripts, extra=made.image.parent.name + DISK_SIZE)
+    made_by = code_of(base, toolbox.run, toolbox.drive, cpio.laid_over, cpio.archive)
+    made_from = [made.image.parent.name, DISK_SIZE, PASSPHRASE, made_by]
+    key = fingerprint(*scripts, extra="\n".join(made_from))
     target = cache_dir() / f"base-{layout}-{key}.qcow2"
     with _made_once(target) as place:
         if place is not None:
@@ -381,12 +397,13 @@ def formula_payload(target: Path, pillar: str) -> Path:
 
 def applied(layout: str = "luks-thin", pillar: str = PILLAR) -> Disk:
     """`base` after `state.apply ramboot` in it, with real Salt."""
+    from vm.machine import Machine  # it needs this module in turn
+
     start = base(layout)
     parts = [REPOSITORY / name for name in FORMULA_PARTS if (REPOSITORY / name).exists()]
-    target = (
-        cache_dir()
-        / f"applied-{layout}-{fingerprint(*parts, extra=start.path.name + pillar)}.qcow2"
-    )
+    made_by = code_of(applied, _apply, formula_payload, Machine.install_payload)
+    key = fingerprint(*parts, extra="\n".join([start.path.name, pillar, made_by]))
+    target = cache_dir() / f"applied-{layout}-{key}.qcow2"
     with _made_once(target) as place:
         if place is not None:
             payload = formula_payload(place.parent / "payload.tar", pillar)

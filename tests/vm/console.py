@@ -132,7 +132,7 @@ class Console:
                 time.sleep(PAUSE_S)
             self.process.send(keys[start : start + PIECE])
 
-    def _error(self, what: str, kind: type[ConsoleError] = ConsoleError) -> ConsoleError:
+    def _error(self, what: str, kind: Callable[[str], ConsoleError] = ConsoleError) -> ConsoleError:
         return kind(
             f"{what}; the console's last {LINES_SHOWN} lines:\n{self.transcript.last_lines()}"
         )
