@@ -22,6 +22,7 @@ from salt.exceptions import CommandExecutionError
 try:
     import qubesadmin
     import qubesadmin.exc
+    import qubesadmin.firewall
 
     HAS_QUBESADMIN = True
 except ImportError:
@@ -188,6 +189,29 @@ def tags(name: str) -> list[str]:
     """
     with _asking(f"the tags of {name}"):
         return list(_qube(_app(), name).tags)
+
+
+def firewall(name: str) -> list[str]:
+    """
+    The firewall rules of a qube, in the order in which they count; what none allows is dropped.
+
+    name
+        a qube, not dom0.
+
+    Returns rules as qubesadmin spells them, such as "action=accept proto=tcp dst4=1.2.3.4/32
+    dstports=443-443" (client: qubesadmin/firewall.py, Rule.rule). A qube that was never given any
+    has "action=accept" alone (core: qubes/firewall.py, load_defaults).
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.firewall work
+    """
+    with _asking(f"the firewall rules of {name}"):
+        return [rule.rule for rule in _qube(_app(), name).firewall.rules]
 
 
 def volumes(name: str) -> dict[str, dict[str, Any]]:
@@ -500,6 +524,28 @@ def set_tag(name: str, tag: str, present: bool = True) -> None:
             vm.tags.add(tag)
         else:
             vm.tags.discard(tag)
+
+
+def set_firewall(name: str, rules: list[str]) -> None:
+    """
+    Replace the firewall rules of a qube.
+
+    name
+        a qube, not dom0.
+    rules
+        as `firewall` returns them.
+
+    Raises CommandExecutionError when qubesadmin or qubesd refuses one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.set_firewall work '[action=drop]'
+    """
+    with _asking(f"setting the firewall rules of {name}"):
+        made = [qubesadmin.firewall.Rule(rule) for rule in rules]
+        _qube(_app(), name).firewall.save_rules(made)
 
 
 def set_device(name: str, port: str, options: dict[str, str] | None) -> None:

@@ -770,6 +770,54 @@ def test_a_save_qube_has_no_network_and_is_not_in_the_ram_pool(formula, qubesd):
     ]
 
 
+FIREWALL = ["action=accept proto=tcp dsthost=example.com dstports=443", "action=drop"]
+IN_ORDER = ["action=accept proto=tcp dsthost=example.com dstports=443-443", "action=drop"]
+
+
+def test_a_clones_firewall_is_its_sources_unless_the_pillar_says_so(formula, qubesd):
+    qubesd.qubes["debian-12-xfce"]["firewall"] = ["action=drop"]
+    formula.good(EXAMPLE)
+    assert qubesd.qubes[CLONE]["firewall"] == ["action=drop"]
+    asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
+    asked["templates"][CLONE] = {"source": "debian-12-xfce", "firewall": FIREWALL}
+    asked["disposable_templates"][DVM] = {"template": CLONE, "firewall": ["action=drop"]}
+    changes = formula.good(asked)["qubes"]["changes"]
+    assert changes == {
+        f"{CLONE}: firewall rules": {"old": ["action=drop"], "new": IN_ORDER},
+        f"{DVM}: firewall rules": {"old": ["action=accept"], "new": ["action=drop"]},
+    }
+    assert qubesd.qubes[CLONE]["firewall"] == IN_ORDER
+    assert qubesd.qubes["debian-12-xfce"]["firewall"] == ["action=drop"]
+    before = formula.snapshot()
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
+    assert formula.snapshot() == before
+
+
+def test_the_firewall_of_somebody_elses_qube_comes_back(formula, qubesd):
+    theirs = ["action=accept dst4=1.2.3.4/32", "action=drop"]
+    qubesd.qubes["sys-net"]["firewall"] = theirs
+    formula.good({"settings": {"sys-net": {"firewall": FIREWALL}}})
+    assert qubesd.qubes["sys-net"]["firewall"] == IN_ORDER
+    dry = formula.absent(test=True)
+    assert dry["changes"] == {"sys-net: firewall rules": {"old": IN_ORDER, "new": theirs}}
+    assert qubesd.qubes["sys-net"]["firewall"] == IN_ORDER
+    assert formula.absent()["result"] is True
+    assert qubesd.qubes["sys-net"]["firewall"] == theirs
+    assert formula.snapshot()[1] is None
+
+
+def test_a_firewall_that_somebody_changed_since_stays(formula, qubesd):
+    formula.good({"settings": {"sys-net": {"firewall": FIREWALL}}})
+    qubesd.qubes["sys-net"]["firewall"] = ["action=accept"] * 2
+    assert "sys-net: firewall rules was changed" in formula.absent()["comment"]
+    assert qubesd.qubes["sys-net"]["firewall"] == ["action=accept"] * 2
+
+
+def test_dom0_has_no_firewall(formula):
+    told = formula.apply({"settings": {"dom0": {"firewall": FIREWALL}}})["checked"]["comment"]
+    assert "settings:dom0:firewall: dom0 has no network and no firewall" in told
+
+
 def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qubesd):
     formula.good(EXAMPLE)
     qubesd.qubes[DVM]["volumes"]["private"]["pool"] = "vm-pool"
