@@ -7,11 +7,13 @@ of a driver that is not known here, a device that does not show, a qubesd that d
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import xml.etree.ElementTree
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -21,6 +23,7 @@ __virtualname__ = "ramboot_qubes_audit"
 MIB = 1 << 20
 FILE_DRIVERS = ("file", "file-reflink")
 FOLDERS = ("appvms", "vm-templates")
+CLOCK_SLACK_S = 60
 WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
@@ -41,9 +44,10 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         what is visible where: mappings with `target`, `source` and `fstype`.
 
     Returns rows as `ramboot.audit` does: of each qube its volumes (but those that nobody writes to,
-    such as the kernel), what it is and whether it is stateless; of each pool, the pool that new
-    qubes go to, preloaded disposables, what is left of qubes that are no more; last a verdict over
-    all of them. Nothing where there is no Qubes.
+    such as the kernel), what it is, whether it is stateless and, in a RAM session, whether it was
+    made in it; of each pool, the pool that new qubes go to, preloaded disposables, qubes that were
+    removed in this RAM session, what is left of qubes that are no more; last a verdict over all of
+    them. Nothing where there is no Qubes.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -59,12 +63,16 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         raise CommandExecutionError("this is Qubes, and its Python API (qubesadmin) is missing")
     pools = __salt__["ramboot_qubesadmin.pools"]()
     lies = {name: _where(name, config, mounts) for name, config in pools.items()}
-    rows: list[dict[str, str]] = []
+    qubes = __salt__["ramboot_qubesadmin.qubes"]()
+    rows, since = _since(set(qubes))
     stateless = others = 0
-    for name, qube in __salt__["ramboot_qubesadmin.qubes"]().items():
+    for name, qube in qubes.items():
         if qube["class"] == "AdminVM":
             continue
         found = _qube(name, qube, pools, lies, mounts)
+        if since is not None:
+            # it is the first row that is about the qube as a whole
+            found[0]["finding"] += _told_of_session(name, qube, since)
         rows += found
         if found[0]["verdict"] == "ram":
             stateless += 1
@@ -248,6 +256,59 @@ def _qube(
         told.append("its disposables are started before anybody asks")
     told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]
+
+
+def _since(qubes: set[str]) -> tuple[list[dict[str, str]], set[str] | None]:
+    """In a RAM session, rows about qubes that it removed or can't tell about, and the names of
+    those that were there when it began; None in a persistent one, or where they can't be told.
+    """
+    if __salt__["ramboot_preflight.session_fault"]() is None:
+        return [], None
+    place = "qubes at the start of this session"
+    try:
+        before = _at_start()
+    except (CommandExecutionError, OSError) as error:
+        return [_row(place, f"could not be determined: {error}", "unknown")], None
+    rows = [
+        _row(
+            f"qube {name}",
+            "removed in this session: its volumes are gone, and dom0 lists it again at the next"
+            " boot",
+            "trace",
+        )
+        for name in sorted(before - qubes)
+    ]
+    return rows, before
+
+
+def _at_start() -> set[str]:
+    """Names in the copy of qubes.xml that qubes-core.service makes at each boot
+    (QubesOS/qubes-core-admin: linux/aux-tools/startup-misc.sh); in a RAM session qubes.xml itself
+    was that of the disk until then.
+    """
+    folder = __salt__["ramboot_config.paths"]()["qubes_xml_backups"]
+    # a clock that was set meanwhile moves the boot's time as well, but for what it drifted
+    began = __salt__["ramboot_audit.booted"]() - CLOCK_SLACK_S
+    copies = [
+        (os.stat(path).st_mtime, path) for path in glob.glob(os.path.join(folder, "qubes-*.xml"))
+    ]
+    copies = [copy for copy in copies if copy[0] >= began]
+    if not copies:
+        raise CommandExecutionError(f"{folder} has no copy of qubes.xml of this boot")
+    try:
+        top = xml.etree.ElementTree.parse(min(copies)[1])
+    except xml.etree.ElementTree.ParseError as error:
+        raise CommandExecutionError(f"{min(copies)[1]}: {error}") from error
+    names = top.iterfind("./domains/domain/properties/property[@name='name']")
+    return {item.text for item in names if item.text}
+
+
+def _told_of_session(name: str, qube: dict[str, Any], before: set[str]) -> str:
+    if name not in before:
+        return ", made in this session: dom0 forgets it at power-off"
+    if qube["class"] == "TemplateVM" and qube["running"]:
+        return ", an update now is forgotten where its root is in RAM: update in a persistent boot"
+    return ""
 
 
 def _new_qubes(lies: dict[str, tuple[str, str]]) -> list[dict[str, str]]:
