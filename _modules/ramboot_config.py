@@ -556,7 +556,7 @@ def _rules(where: str, value: Any, rule: dict, known: dict, found: list[str]) ->
             " action=accept proto=tcp dsthost=example.com dstports=443; nothing else passes"
         )
         return None
-    checked = []
+    checked: list[str] = []
     for item in value:
         try:
             checked.append(_one_rule(item))

@@ -667,7 +667,11 @@ def _asking(what: str) -> Iterator[None]:
         yield
     except CommandExecutionError:
         raise
-    except qubesadmin.exc.QubesDaemonAccessError as error:
+    except (
+        qubesadmin.exc.QubesDaemonAccessError,
+        # what client v4.4 makes of most of these; 4.2 has no such name
+        getattr(qubesadmin.exc, "PermissionDenied", qubesadmin.exc.QubesDaemonAccessError),
+    ) as error:
         # What qubesd does not explain: a value that the API does not take, or a bug; for properties
         # it is an AttributeError as well (client: qubesadmin/exc.py).
         raise CommandExecutionError(f"{what}: refused without a reason: {error}") from error

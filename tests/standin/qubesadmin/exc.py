@@ -82,3 +82,8 @@ class QubesDaemonAccessError(QubesDaemonCommunicationError):
 class QubesPropertyAccessError(QubesDaemonAccessError, AttributeError):
     def __init__(self, prop):
         super().__init__(f"Failed to access '{prop}' property")
+
+
+class PermissionDenied(Exception):
+    # no QubesException; raised since client v4.4, absent in v4.2
+    pass
