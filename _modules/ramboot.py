@@ -230,7 +230,7 @@ def plan() -> dict[str, dict[str, Any]]:
     return found
 
 
-def audit(table: bool = False) -> list[dict[str, str]] | str:
+def audit(table: bool = False) -> list[dict[str, Any]] | str:
     """
     Every place known to us where this session can leave traces.
 
@@ -243,7 +243,8 @@ def audit(table: bool = False) -> list[dict[str, str]] | str:
     swap, zram's backing devices, active logical volumes, names in LVM's metadata, block devices,
     writers of grubenv, logs and files of ours; each volume of each qube, pools, qubes that were
     made or removed in this session, what is left of qubes that are no more. Of the qubes the row
-    "qubes" has the verdict over all; the last row, "all", that over everything.
+    "qubes" has the verdict over all; the last row, "all", that over everything. Rows of volumes
+    have `qube`, `volume`, `pool`, `device` and `ephemeral` (ramboot_qubes_audit.places).
 
     In a persistent session each row has `would` too: the verdict that it would get in a RAM session
     with the backend, disk policy and swap of the pillar (`ram` for what would not be there).

@@ -36,7 +36,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
+def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     The rows of `ramboot.audit` about qubes.
 
@@ -47,7 +47,8 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
     such as the kernel), what it is, whether it is stateless and, in a RAM session, whether it was
     made in it; of each pool, the pool that new qubes go to, preloaded disposables, qubes that were
     removed in this RAM session, what is left of qubes that are no more; last a verdict over all of
-    them. Nothing where there is no Qubes.
+    them. Nothing where there is no Qubes. The row of a volume has `qube`, `volume`, `pool`,
+    `device` (a file, or the pool's name for it) and `ephemeral` (bool) as well.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -64,7 +65,9 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
     pools = __salt__["ramboot_qubesadmin.pools"]()
     lies = {name: _where(name, config, mounts) for name, config in pools.items()}
     qubes = __salt__["ramboot_qubesadmin.qubes"]()
-    rows, since = _since(set(qubes))
+    rows: list[dict[str, Any]] = []
+    removed, since = _since(set(qubes))
+    rows += removed
     stateless = others = 0
     for name, qube in qubes.items():
         if qube["class"] == "AdminVM":
@@ -224,9 +227,9 @@ def _qube(
     pools: dict[str, dict[str, str]],
     lies: dict[str, tuple[str, str]],
     mounts: list[dict[str, Any]],
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """First a row about the qube as a whole, then one for each volume that is written to."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     volumes = __salt__["ramboot_qubesadmin.volumes"](name)
     for key, volume in volumes.items():
         if not volume["rw"] and not volume["snap_on_start"] and not volume["save_on_stop"]:
@@ -234,8 +237,8 @@ def _qube(
             continue
         verdict, words = lies.get(volume["pool"], ("unknown", "a pool that is not there"))
         file = __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), volume)
-        if file and os.path.lexists(file):
-            # a link leads elsewhere
+        if file:
+            # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
         words = f"pool {volume['pool']}, {words}"
         if verdict == "disk" and volume["ephemeral"]:
@@ -244,7 +247,16 @@ def _qube(
         elif verdict == "disk" and not volume["rw"]:
             verdict = "trace"
             words += "; read-only, but its name reaches LVM's metadata"
-        rows.append(_row(f"qube {name} {key}", words, verdict))
+        rows.append(
+            {
+                **_row(f"qube {name} {key}", words, verdict),
+                "qube": name,
+                "volume": key,
+                "pool": volume["pool"],
+                "device": file or volume["vid"],
+                "ephemeral": volume["ephemeral"],
+            }
+        )
     if not rows:
         rows.append(_row(f"qube {name} volumes", "qubesd lists none", "unknown"))
     worst = next(kind for kind in WORST if any(row["verdict"] == kind for row in rows))

@@ -152,6 +152,36 @@ def test_in_a_persistent_boot_the_finding_says_what_a_ram_session_would_keep(dom
     assert found["qube sys-net private"][1] == "pool vm-pool, thin pool qubes_dom0/vm-pool"
 
 
+def test_a_volume_is_told_by_its_parts_too(dom0, qubesd):
+    dom0.good(EXAMPLE)
+    dom0.in_ram()
+    parts = ("qube", "volume", "pool", "device", "ephemeral")
+    found = {
+        row["place"]: tuple(row[key] for key in parts) for row in dom0.places() if "qube" in row
+    }
+    below = dom0.world.root / "var/lib/qubes"
+    assert found[f"qube {CLONE} root"] == (
+        CLONE,
+        "root",
+        "varlibqubes",
+        f"{below}/vm-templates/{CLONE}/root.img",
+        False,
+    )
+    assert found["qube sys-net private"][2:] == ("vm-pool", "qubes_dom0/vm-sys-net-private", False)
+
+
+def test_a_disk_mounted_inside_the_ram_pool_is_found_before_the_qube_runs(dom0):
+    dom0.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    dom0.in_ram()
+    below = dom0.world.root / "var/lib/qubes/appvms/disp1"
+    dom0.mounts.append({"target": str(below), "source": "/dev/dm-1", "fstype": "ext4"})
+    # a snapshot's own file is made at the start
+    assert not (below / "root.img").exists()
+    assert dom0.verdicts()["qube disp1 root"] == "disk"
+    assert dom0.verdicts()[f"qube {DVM} root"] == "ram"
+
+
 def session(dom0, copies):
     """A RAM session that began with these qubes, and copies of earlier boots."""
     dom0.in_ram()
