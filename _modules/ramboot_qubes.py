@@ -390,7 +390,9 @@ def _pool_faults(look: _Look) -> list[str]:
     found = []
     in_pool = [kind for kind in KINDS if kind != "save" and look.settings[kind]]
     if in_pool:
-        fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, look.pools.get(look.pool))
+        # one that the same run adds first is as good
+        config = look.pools.get(look.pool) or look.settings["file_pools"].get(look.pool)
+        fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, config)
         found += [fault] if fault else []
     for name, entry in look.settings["file_pools"].items():
         there = look.pools.get(name)

@@ -705,6 +705,39 @@ def test_storage_layouts_that_a_ram_session_does_not_take_along_are_refused(
     assert told in found
 
 
+def test_with_varlibqubes_off_the_root_a_pool_on_the_root_serves_there_and_back_again(
+    formula, qubesd
+):
+    formula.layout["findmnt"]["filesystems"].append(
+        {
+            "target": qubesd.pools["varlibqubes"]["dir_path"],
+            "source": "/dev/mapper/qubes_dom0-varlibqubes",
+            "fstype": "xfs",
+        }
+    )
+    (found,) = check(formula, EXAMPLE)
+    assert found.endswith("serves (file_pools with on_root: true, and its name as pool)")
+    (formula.world.root / "srv").mkdir()
+    path = f"{formula.world.root}/srv/ram"
+    asked = {
+        **EXAMPLE,
+        "pool": "ram",
+        "file_pools": {"ram": {"dir_path": path, "on_root": True}},
+    }
+    before = formula.snapshot()
+    dry = formula.apply(asked, test=True)
+    assert formula.snapshot() == before
+    answers = formula.good(asked)
+    assert {part: answer["changes"] for part, answer in answers.items()} == {
+        part: answer["changes"] for part, answer in dry.items()
+    }
+    for name in (CLONE, DVM):
+        assert pools(qubesd, name) == dict.fromkeys(("root", "private", "volatile"), "ram")
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
+    assert formula.absent()["result"] is True
+    assert formula.snapshot() == before
+
+
 def test_a_pool_on_lvm_is_no_pool_of_the_ram_root(formula):
     (found,) = check(formula, {**EXAMPLE, "pool": "vm-pool"})
     assert found.startswith("pool vm-pool is lvm_thin, which a RAM session does not copy")
