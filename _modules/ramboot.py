@@ -483,10 +483,12 @@ def _session_of_the_pillar() -> dict[str, Any]:
         settings = __salt__["ramboot_config.load"]()
     except SaltInvocationError:
         settings = __salt__["ramboot_config.load"]({})
+    boot = settings["boot"]
+    backend = boot["backend"] if boot["mode"] in ("ask", "off") else boot["mode"]
     return {
-        "lvm": settings["boot"]["backend"] != "snapshot" and settings["boot"]["disk"] != "detached",
+        "lvm": backend != "snapshot" and boot["disk"] != "detached",
         "swap": settings["swap"] == "keep",
-        "mounts": settings["boot"]["disk"] != "detached",
+        "mounts": boot["disk"] != "detached",
     }
 
 

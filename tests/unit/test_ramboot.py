@@ -349,7 +349,9 @@ def would(found):
 
 
 @pytest.mark.parametrize(
-    "boot", [{"backend": "snapshot"}, {"backend": "zram", "disk": "detached"}], ids=str
+    "boot",
+    [{"backend": "snapshot"}, {"mode": "snapshot"}, {"backend": "zram", "disk": "detached"}],
+    ids=str,
 )
 def test_nothing_would_be_left_where_the_pillar_keeps_lvm_off_the_disk(
     world, system, ramboot, boot
