@@ -16,7 +16,6 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ramboot_audit"
 
-MIB = 1 << 20
 VERDICTS = ("disk", "unknown", "trace", "ram")
 # Names of devices that are memory (Linux: Documentation/admin-guide/devices.txt).
 IN_MEMORY = ("zram", "ram")
@@ -256,7 +255,10 @@ def _sys() -> str:
 
 
 def _shown_size(size: int) -> str:
-    return f"{size / MIB / 1024:.1f} GiB" if size >= 1024 * MIB else f"{size / MIB:.0f} MiB"
+    for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size >> 10} KiB"
 
 
 def _row(place: str, finding: str, verdict: str) -> dict[str, str]:

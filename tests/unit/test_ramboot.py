@@ -463,6 +463,7 @@ def test_every_disk_is_told_with_who_is_on_it(world, system, ramboot):
     disk(system, "sdc", ro=1)
     disk(system, "sdd", ro=1)
     world.write("/sys/class/block/sdd/holders/dm-9")
+    disk(system, "fd0", size=8)
     disk(system, "sr0", size=0)
     system.zram(1, mounted=None)
     disk(system, "zram1")
@@ -471,8 +472,9 @@ def test_every_disk_is_told_with_who_is_on_it(world, system, ramboot):
     assert found == [
         row(f"device {name}", finding, verdict, would=verdict)
         for name, finding, verdict in (
+            ("fd0", "4 KiB, writable, not in use", "trace"),
             ("sda", "FAST DISK, 500.0 GiB, writable, in use: /boot, luks-x", "trace"),
-            ("sdb", "100 MiB, removable, writable, not in use", "trace"),
+            ("sdb", "100.0 MiB, removable, writable, not in use", "trace"),
             ("sdc", "4.0 GiB, marked read-only, not in use", "ram"),
             ("sdd", "4.0 GiB, marked read-only, in use: dm-9", "trace"),
         )
