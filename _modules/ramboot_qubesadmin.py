@@ -667,11 +667,7 @@ def _asking(what: str) -> Iterator[None]:
         yield
     except CommandExecutionError:
         raise
-    except (
-        qubesadmin.exc.QubesDaemonAccessError,
-        # what client v4.4 makes of most of these; 4.2 has no such name
-        getattr(qubesadmin.exc, "PermissionDenied", qubesadmin.exc.QubesDaemonAccessError),
-    ) as error:
+    except _refusals() as error:
         # What qubesd does not explain: a value that the API does not take, or a bug; for properties
         # it is an AttributeError as well (client: qubesadmin/exc.py).
         raise CommandExecutionError(f"{what}: refused without a reason: {error}") from error
@@ -683,6 +679,12 @@ def _asking(what: str) -> Iterator[None]:
         raise CommandExecutionError(f"{what}: qubesd can't be reached: {error}") from error
     except AttributeError as error:
         raise CommandExecutionError(f"{what}: {error}") from error
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    """By the name that client v4.2 and v4.3 have for all of these, and by those of v4.4."""
+    names = ("QubesDaemonAccessError", "PermissionDenied", "ProtocolError")
+    return tuple(getattr(qubesadmin.exc, key) for key in names if hasattr(qubesadmin.exc, key))
 
 
 def _unquoted(error: BaseException) -> str:

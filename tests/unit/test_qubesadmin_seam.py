@@ -48,11 +48,12 @@ def test_a_socket_that_refuses_is_the_same(world, qubesd):
         world.salt["ramboot_qubesadmin.pools"]()
 
 
-def test_a_refusal_as_client_44_words_it_is_a_sentence_too(world, qubesd):
+@pytest.mark.parametrize("kind", ["PermissionDenied", "ProtocolError"])
+def test_a_refusal_as_client_44_words_it_is_a_sentence_too(world, qubesd, kind):
     exc = sys.modules["qubesadmin.exc"]
 
     def deny(called, _subject):
-        raise exc.PermissionDenied("Argument not in 'pools'")
+        raise getattr(exc, kind)("Argument not in 'pools'")
 
     qubesd.fault = deny
     with pytest.raises(CommandExecutionError) as told:

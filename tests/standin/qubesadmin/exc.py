@@ -85,5 +85,9 @@ class QubesPropertyAccessError(QubesDaemonAccessError, AttributeError):
 
 
 class PermissionDenied(Exception):
-    # no QubesException; raised since client v4.4, absent in v4.2
+    # no QubesException, like the next one; raised since client v4.4
+    pass
+
+
+class ProtocolError(AssertionError):
     pass
