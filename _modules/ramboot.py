@@ -14,7 +14,7 @@ import stat
 import time
 from typing import Any
 
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 # Salt's loader sets these
 __salt__: dict[str, Any]
@@ -58,6 +58,12 @@ ON_FLASH = {"efivarfs", "pstore"}
 # The copy-on-write layer of the backend snapshot (ramboot-source.sh): all writes go to its store in
 # RAM, though a disk lies below it.
 LAYER = "ramboot-layer"
+# The root of the backend overlay, and where its writes go (ramboot-overlay.sh).
+OVERLAY = "ramboot-root"
+OVERLAY_UPPER = "/run/ramboot/root/rw/upper"
+
+# In __context__ while the audit says what a RAM session would be.
+PRETEND = "ramboot.pretend"
 
 # Units that write /boot's grubenv (grub2: grub-boot-success.timer is a user unit).
 GRUBENV_UNITS = {
@@ -157,17 +163,7 @@ def status() -> dict[str, Any]:
 
         qubesctl ramboot.status
     """
-    path = _paths()["status"]
-    try:
-        with open(path, encoding="utf-8") as source:
-            noted = json.load(source)
-    except FileNotFoundError:
-        noted = _unnoted(path)
-    except ValueError as error:
-        raise CommandExecutionError(f"{path} can't be understood: {error}") from error
-    if not isinstance(noted, dict) or noted.get("schema") != 1:
-        raise CommandExecutionError(f"{path} has another format than this version's")
-    return {**noted, "live": _live()}
+    return {**_noted(), "live": _live()}
 
 
 def plan() -> dict[str, dict[str, Any]]:
@@ -238,37 +234,41 @@ def plan() -> dict[str, dict[str, Any]]:
     return found
 
 
-def audit() -> list[dict[str, str]]:
+def audit(table: bool = False) -> list[dict[str, Any]] | str:
     """
     Every place known to us where this session can leave traces.
 
+    table
+        lines to read, the worst first, instead of data. Default: False.
+
     Returns [{"place", "finding", "verdict"}] with `ram` (goes with the power), `disk` (is written
     to a disk), `trace` (can reach a disk though nothing writes there on purpose) or `unknown`
-    (could not be told; count it as a trace). Covers the root, mounts, /boot, swap, zram's backing
-    devices, active logical volumes, writers of grubenv; each volume of each qube, pools, what is
-    left of qubes that are no more. Of the qubes the last row, "qubes", has the verdict over all.
+    (could not be told; count it as a trace). Covers the root and what lies below it, mounts, /boot,
+    swap, zram's backing devices, active logical volumes, names in LVM's metadata, block devices,
+    writers of grubenv, logs and files of ours; each volume of each qube, pools, qubes that were
+    made or removed in this session, what is left of qubes that are no more. Of the qubes the row
+    "qubes" has the verdict over all; the last row, "all", that over everything. Rows of volumes
+    have `qube`, `volume`, `pool`, `device` and `ephemeral` (ramboot_qubes_audit.places).
 
-    In a persistent session the verdicts are about that session; where a RAM session would have a
-    qube's volume in RAM, the finding says so.
+    In a persistent session each row has `would` too: the verdict that it would get in a RAM session
+    with the backend, disk policy and swap of the pillar (`ram` for what would not be there).
 
     CLI Example:
 
     .. code-block:: bash
 
         qubesctl ramboot.audit
+        qubesctl ramboot.audit table=True
     """
-    return [
-        place
-        for part in (
-            _audit_mounts,
-            _audit_swap,
-            _audit_zram,
-            _audit_volumes,
-            _audit_grubenv,
-            _audit_qubes,
-        )
-        for place in _tried(part)
-    ]
+    rows = _audit_rows()
+    if _persistent():
+        __context__[PRETEND] = _session_of_the_pillar()
+        try:
+            then = {row["place"]: row["verdict"] for row in _audit_rows()}
+        finally:
+            del __context__[PRETEND]
+        rows = [{**row, "would": then.get(row["place"], "ram")} for row in rows]
+    return __salt__["ramboot_audit.table"](rows) if table else rows
 
 
 def orphans(remove: str | None = None) -> dict[str, Any]:
@@ -318,6 +318,8 @@ def backing(device: str) -> str:
     """
     if device in ("tmpfs", "ramfs"):
         return "ram"
+    if device == OVERLAY:
+        return "ram" if _is_our_overlay() else "unknown"
     if not device.startswith("/dev/"):
         return "unknown"
     kinds = _leaves(os.path.basename(os.path.realpath(device)))
@@ -327,6 +329,20 @@ def backing(device: str) -> str:
 
 
 # Status
+
+
+def _noted() -> dict[str, Any]:
+    path = _paths()["status"]
+    try:
+        with open(path, encoding="utf-8") as source:
+            noted = json.load(source)
+    except FileNotFoundError:
+        noted = _unnoted(path)
+    except ValueError as error:
+        raise CommandExecutionError(f"{path} can't be understood: {error}") from error
+    if not isinstance(noted, dict) or noted.get("schema") != 1:
+        raise CommandExecutionError(f"{path} has another format than this version's")
+    return noted
 
 
 def _unnoted(path: str) -> dict[str, Any]:
@@ -441,6 +457,49 @@ def _mib(size: int) -> str:
 # Audit
 
 
+def _audit_rows() -> list[dict[str, str]]:
+    parts = (
+        _audit_mounts,
+        _audit_lower,
+        _audit_swap,
+        _audit_zram,
+        _audit_volumes,
+        _audit_names,
+        _audit_disks,
+        _audit_grubenv,
+        _audit_files,
+        _audit_qubes,
+    )
+    rows = [row for part in parts for row in _tried(part)]
+    return [*rows, __salt__["ramboot_audit.verdict"](rows)]
+
+
+def _persistent() -> bool:
+    try:
+        return backing(_root_mount()["source"]) == "disk"
+    except (CommandExecutionError, OSError, ValueError):
+        return False
+
+
+def _session_of_the_pillar() -> dict[str, Any]:
+    """What the next RAM session would be; with a wrong pillar, that of the defaults."""
+    try:
+        settings = __salt__["ramboot_config.load"]()
+    except SaltInvocationError:
+        settings = __salt__["ramboot_config.load"]({})
+    boot = settings["boot"]
+    backend = boot["backend"] if boot["mode"] in ("ask", "off") else boot["mode"]
+    return {
+        "lvm": backend != "snapshot" and boot["disk"] != "detached",
+        "swap": settings["swap"] == "keep",
+        "mounts": boot["disk"] != "detached",
+    }
+
+
+def _pretended() -> dict[str, Any] | None:
+    return __context__.get(PRETEND)
+
+
 def _tried(part: Any) -> list[dict[str, str]]:
     """What can't be determined is a finding of its own."""
     try:
@@ -475,8 +534,26 @@ def _audit_mounts() -> list[dict[str, str]]:
     return places
 
 
+def _audit_lower() -> list[dict[str, str]]:
+    """The disk's root below the backend overlay; the boot scripts hide its mount."""
+    if _root_mount()["source"] != OVERLAY:
+        return []
+    below = _noted()["source"] or {}
+    return [
+        _place(
+            "below /",
+            f"{below.get('fstype')} from {below.get('device')}, mounted read-only and without its"
+            " journal",
+            "trace",
+        )
+    ]
+
+
 def _audit_swap() -> list[dict[str, str]]:
     found = __salt__["ramboot_swap.active"]()
+    pretended = _pretended()
+    if pretended and not pretended["swap"]:
+        found = []
     if not found:
         return [_place("swap", "none is active", "ram")]
     verdicts = {"ram": "ram", "disk": "disk"}
@@ -523,10 +600,22 @@ def _audit_grubenv() -> list[dict[str, str]]:
         found = [path for folder in folders if os.path.lexists(path := os.path.join(folder, unit))]
         if not found:
             continue
-        masked = os.path.realpath(found[0]) == "/dev/null"
+        masked = os.path.realpath(found[0]) == "/dev/null" or _pretended() is not None
         finding = "masked" if masked else "can write grubenv in /boot"
         places.append(_place(unit, finding, "ram" if masked else "trace"))
     return places
+
+
+def _audit_names() -> list[dict[str, str]]:
+    return __salt__["ramboot_audit.names"]()
+
+
+def _audit_disks() -> list[dict[str, str]]:
+    return __salt__["ramboot_audit.disks"](_mounts())
+
+
+def _audit_files() -> list[dict[str, str]]:
+    return __salt__["ramboot_audit.files"](_mounts())
 
 
 def _audit_qubes() -> list[dict[str, str]]:
@@ -571,8 +660,28 @@ def _mounts() -> list[dict[str, Any]]:
             "fstype": fstype,
             "source": _unescape(source),
             "writable": "ro" not in options,
+            "options": super_options.split(","),
         }
-    return list(found.values())
+    return _as_pretended(list(found.values()))
+
+
+def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mounts that a RAM session would have: its root, no /boot (ramboot-root.sh)."""
+    pretended = _pretended()
+    if pretended is None:
+        return mounts
+    kept = []
+    for mount in mounts:
+        if mount["target"] == "/":
+            mount = {**mount, "fstype": "tmpfs", "source": "tmpfs", "writable": True}
+        elif mount["source"].startswith("/dev/") and (
+            not pretended["mounts"]
+            or mount["target"] in ("/boot", "/efi")
+            or mount["target"].startswith("/boot/")
+        ):
+            continue
+        kept.append(mount)
+    return kept
 
 
 def _unescape(text: str) -> str:
@@ -588,18 +697,53 @@ def _root_mount() -> dict[str, Any]:
     raise CommandExecutionError(f"{_paths()['proc_mountinfo']} has no line for /")
 
 
+def _is_our_overlay() -> bool:
+    """Whether / is the overlay of the boot scripts, which write into a tmpfs that nobody sees any
+    more (ramboot-overlay.sh); their own note is the witness.
+    """
+    root = _root_mount()
+    noted = _noted()
+    return (
+        (root["source"], root["fstype"]) == (OVERLAY, "overlay")
+        and f"upperdir={OVERLAY_UPPER}" in root["options"]
+        and (noted["session"], noted["backend"]) == ("ram", "overlay")
+    )
+
+
 def _leaves(name: str) -> set[str]:
     folder = f"{_sys()}/class/block/{name}"
     if not os.path.isdir(folder):
         return {"unknown"}
+    pretended = _pretended()
+    if pretended and not pretended["lvm"] and _uuid(folder).startswith("LVM-"):
+        return {"ram"}
     if os.path.exists(f"{folder}/dm/name") and _read(f"{folder}/dm/name").strip() == LAYER:
         return {"ram"}
     slaves = os.listdir(f"{folder}/slaves") if os.path.isdir(f"{folder}/slaves") else []
     if slaves:
         return set().union(*(_leaves(slave) for slave in slaves))
     if name.rstrip("0123456789") in ("zram", "ram"):
-        return {"ram"}
-    # a loop device's file, a network device, a device-mapper target without devices
-    if name.startswith(("loop", "nbd", "dm-")):
+        # absent where the kernel has no write-back
+        path = f"{folder}/backing_dev"
+        return {"ram"} if not os.path.exists(path) or _read(path).strip() == "none" else {"disk"}
+    if name.startswith("loop"):
+        return {_loop_backing(folder)}
+    # a network device, a device-mapper target without devices
+    if name.startswith(("nbd", "dm-")):
         return {"unknown"}
     return {"disk"}
+
+
+def _loop_backing(folder: str) -> str:
+    """Where the file of a loop device lies; a deleted one has another path than its own."""
+    path = f"{folder}/loop/backing_file"
+    file = _read(path).rstrip("\n") if os.path.exists(path) else ""
+    if not os.path.isfile(file):
+        return "unknown"
+    mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(file), _mounts())
+    return backing(mount["source"])
+
+
+def _uuid(folder: str) -> str:
+    path = f"{folder}/dm/uuid"
+    return _read(path) if os.path.exists(path) else ""

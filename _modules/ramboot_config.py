@@ -9,6 +9,7 @@ up in files that a shell reads at boot, so whatever is not plainly allowed is re
 # Salt's loader does not put it before it has run.
 import difflib
 import fnmatch
+import ipaddress
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,6 +37,9 @@ _TAG = re.compile(r"[A-Za-z0-9_-]+")
 _SERVICE = re.compile(r"[A-Za-z0-9_.-]+")
 _PORT = re.compile(r"[0-9a-f]{2}_[0-9a-f]{2}\.[0-7](-[0-9a-f]{2}_[0-9a-f]{2}\.[0-7])*")
 _PATH = re.compile(r"(/[A-Za-z0-9._+@:,=-]+)+")
+# core-admin: qubes/firewall.py, DstHost and Comment
+_HOST = re.compile(r"[a-z0-9._-]{1,253}")
+_COMMENT = re.compile(r"[A-Za-z0-9:;,./\[\]_ -]{1,255}")
 # Below ramboot:qubes: a name stands for one qube.
 _MADE = (
     "templates", "disposable_templates", "app_qubes", "standalones", "disposables", "low_ram",
@@ -546,7 +550,88 @@ def _ports(where: str, value: Any, rule: dict, known: dict, found: list[str]) ->
     return checked
 
 
+def _rules(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> Any:
+    """Firewall rules as qubesadmin spells them (core-admin-client: qubesadmin/firewall.py)."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        found.append(
+            f"{where}: {_show(value)} is not allowed; allowed: a list of rules such as"
+            " action=accept proto=tcp dsthost=example.com dstports=443; nothing else passes"
+        )
+        return None
+    checked: list[str] = []
+    for item in value:
+        try:
+            checked.append(_one_rule(item))
+        except ValueError as error:
+            found.append(f"{where}: {_show(item)} is not allowed; {error}")
+    return checked
+
+
+def _one_rule(given: Any) -> str:
+    """Raises ValueError that says what is allowed."""
+    text, _, comment = given.partition("comment=") if isinstance(given, str) else ("", "", "")
+    pairs = [part.partition("=")[::2] for part in text.split()]
+    parts = dict(pairs)
+    known = ("action", "proto", "dsthost", "dstports", "icmptype", "specialtarget")
+    if len(parts) != len(pairs) or not set(parts) <= set(known):
+        raise ValueError(f"allowed: each once of {', '.join(known)}, comment, as KEY=VALUE")
+    allowed = {
+        "action": ("accept", "drop"),
+        "proto": ("tcp", "udp", "icmp", None),
+        "specialtarget": ("dns", None),
+    }
+    for key, words in allowed.items():
+        if parts.get(key) not in words:
+            raise ValueError(f"allowed: {key}={_one_of([word for word in words if word])}")
+    if "dstports" in parts and parts.get("proto") not in ("tcp", "udp"):
+        raise ValueError("dstports goes with proto=tcp or proto=udp")
+    if "icmptype" in parts and parts.get("proto") != "icmp":
+        raise ValueError("icmptype goes with proto=icmp")
+    if comment and not _COMMENT.fullmatch(comment):
+        raise ValueError("allowed in a comment: letters, digits, blanks and : ; , . / [ ] _ -")
+    found = [f"{key}={parts[key]}" for key in ("action", "proto") if key in parts]
+    if "dsthost" in parts:
+        found.append(_rule_host(parts["dsthost"]))
+    if "dstports" in parts:
+        ends = [_number(end, 65535, "dstports") for end in parts["dstports"].split("-")]
+        if len(ends) > 2 or ends[0] > ends[-1]:
+            raise ValueError("allowed: dstports=PORT or dstports=FIRST-LAST")
+        found.append(f"dstports={ends[0]}-{ends[-1]}")
+    if "icmptype" in parts:
+        found.append(f"icmptype={_number(parts['icmptype'], 255, 'icmptype')}")
+    if "specialtarget" in parts:
+        found.append("specialtarget=dns")
+    return " ".join([*found, *([f"comment={comment}"] if comment else [])])
+
+
+def _rule_host(host: str) -> str:
+    try:
+        address = ipaddress.ip_interface(host)
+    except ValueError:
+        if not _HOST.fullmatch(host):
+            raise ValueError(
+                "allowed: dsthost= with an address, a network or a name in small letters"
+            ) from None
+        return f"dsthost={host}"
+    length = address.network.prefixlen
+    if "%" in host:
+        raise ValueError("an address has no interface here")
+    if length == 0:
+        # qubesadmin drops it, and what is set would never be what is read
+        raise ValueError("a network of /0 is every host: leave dsthost out")
+    return f"dst{address.version}={address.ip}/{length}"
+
+
+def _number(text: str, most: int, key: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > most:
+        raise ValueError(f"allowed: {key} with whole numbers from 0 to {most}")
+    return int(text)
+
+
 _KINDS = {
+    "rules": _rules,
     "name": _name,
     "names": _names,
     "path": _path,

@@ -339,6 +339,9 @@ class _Look:
     def tags(self, name: str) -> list[str]:
         return self._once("tags", name)
 
+    def firewall(self, name: str) -> list[str]:
+        return self._once("firewall", name)
+
     def devices(self, name: str) -> dict[str, dict[str, str]]:
         return self._once("devices", name)
 
@@ -390,7 +393,9 @@ def _pool_faults(look: _Look) -> list[str]:
     found = []
     in_pool = [kind for kind in KINDS if kind != "save" and look.settings[kind]]
     if in_pool:
-        fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, look.pools.get(look.pool))
+        # one that the same run adds first is as good
+        config = look.pools.get(look.pool) or look.settings["file_pools"].get(look.pool)
+        fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, config)
         found += [fault] if fault else []
     for name, entry in look.settings["file_pools"].items():
         there = look.pools.get(name)
@@ -545,6 +550,8 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             found.append(f"{where}:properties:{key}: there is no qube {value}")
     if entry.get("default_dispvm", "self") not in {"self", "none", *known}:
         found.append(f"{where}:default_dispvm: there is no qube {entry['default_dispvm']}")
+    if cls == "AdminVM" and entry["firewall"] is not None:
+        found.append(f"{where}:firewall: {name} has no network and no firewall")
     if kind == "save":
         if entry["properties"].get("netvm"):
             found.append(f"{where}:properties:netvm: a save qube has no network")
@@ -847,6 +854,8 @@ def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tu
         ("pci", port, dict.fromkeys(options, "True"))
         for port, options in entry.get("pci", {}).items()
     ]
+    if entry["firewall"] is not None:
+        found.append(("firewall", "rules", entry["firewall"]))
     return found
 
 
@@ -877,6 +886,8 @@ def _now(look: _Look, name: str | None, group: str, key: str) -> Any:
     if group == "volume":
         volume, option = key.split(" ")
         return look.volumes(name)[volume][option]
+    if group == "firewall":
+        return look.firewall(name)
     return look.devices(name).get(key)
 
 
@@ -941,6 +952,8 @@ def _do_set(name: str | None, group: str, key: str, value: Any) -> None:
         __salt__["ramboot_qubesadmin.set_tag"](name, key, value)
     elif group == "volume":
         __salt__["ramboot_qubesadmin.set_volume"](name, *key.split(" "), value)
+    elif group == "firewall":
+        __salt__["ramboot_qubesadmin.set_firewall"](name, value)
     else:
         __salt__["ramboot_qubesadmin.set_device"](name, key, value)
 

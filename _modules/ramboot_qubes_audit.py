@@ -7,11 +7,13 @@ of a driver that is not known here, a device that does not show, a qubesd that d
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import xml.etree.ElementTree
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -24,6 +26,7 @@ __virtualname__ = "ramboot_qubes_audit"
 MIB = 1 << 20
 FILE_DRIVERS = ("file", "file-reflink")
 FOLDERS = ("appvms", "vm-templates")
+CLOCK_SLACK_S = 60
 WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
@@ -36,7 +39,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
+def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     The rows of `ramboot.audit` about qubes.
 
@@ -44,9 +47,11 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         what is visible where: mappings with `target`, `source` and `fstype`.
 
     Returns rows as `ramboot.audit` does: of each qube its volumes (but those that nobody writes to,
-    such as the kernel), what it is and whether it is stateless; of each pool, the pool that new
-    qubes go to, preloaded disposables, what is left of qubes that are no more; last a verdict over
-    all of them. Nothing where there is no Qubes.
+    such as the kernel), what it is, whether it is stateless and, in a RAM session, whether it was
+    made in it; of each pool, the pool that new qubes go to, preloaded disposables, qubes that were
+    removed in this RAM session, what is left of qubes that are no more; last a verdict over all of
+    them. Nothing where there is no Qubes. The row of a volume has `qube`, `volume`, `pool`,
+    `device` (a file, or the pool's name for it) and `ephemeral` (bool) as well.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -62,12 +67,18 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         raise CommandExecutionError("this is Qubes, and its Python API (qubesadmin) is missing")
     pools = __salt__["ramboot_qubesadmin.pools"]()
     lies = {name: _where(name, config, mounts) for name, config in pools.items()}
-    rows: list[dict[str, str]] = []
+    qubes = __salt__["ramboot_qubesadmin.qubes"]()
+    rows: list[dict[str, Any]] = []
+    removed, since = _since(set(qubes))
+    rows += removed
     stateless = others = 0
-    for name, qube in __salt__["ramboot_qubesadmin.qubes"]().items():
+    for name, qube in qubes.items():
         if qube["class"] == "AdminVM":
             continue
         found = _qube(name, qube, pools, lies, mounts)
+        if since is not None:
+            # it is the first row that is about the qube as a whole
+            found[0]["finding"] += _told_of_session(name, qube, since)
         rows += found
         if found[0]["verdict"] == "ram":
             stateless += 1
@@ -219,9 +230,9 @@ def _qube(
     pools: dict[str, dict[str, str]],
     lies: dict[str, tuple[str, str]],
     mounts: list[dict[str, Any]],
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """First a row about the qube as a whole, then one for each volume that is written to."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     volumes = __salt__["ramboot_qubesadmin.volumes"](name)
     for key, volume in volumes.items():
         if not volume["rw"] and not volume["snap_on_start"] and not volume["save_on_stop"]:
@@ -229,8 +240,8 @@ def _qube(
             continue
         verdict, words = lies.get(volume["pool"], ("unknown", "a pool that is not there"))
         file = __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), volume)
-        if file and os.path.lexists(file):
-            # a link leads elsewhere
+        if file:
+            # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
         words = f"pool {volume['pool']}, {words}"
         if verdict == "disk" and volume["ephemeral"]:
@@ -239,7 +250,16 @@ def _qube(
         elif verdict == "disk" and not volume["rw"]:
             verdict = "trace"
             words += "; read-only, but its name reaches LVM's metadata"
-        rows.append(_row(f"qube {name} {key}", words, verdict))
+        rows.append(
+            {
+                **_row(f"qube {name} {key}", words, verdict),
+                "qube": name,
+                "volume": key,
+                "pool": volume["pool"],
+                "device": file or volume["vid"],
+                "ephemeral": volume["ephemeral"],
+            }
+        )
     if not rows:
         rows.append(_row(f"qube {name} volumes", "qubesd lists none", "unknown"))
     worst = next(kind for kind in WORST if any(row["verdict"] == kind for row in rows))
@@ -251,6 +271,59 @@ def _qube(
         told.append("its disposables are started before anybody asks")
     told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]
+
+
+def _since(qubes: set[str]) -> tuple[list[dict[str, str]], set[str] | None]:
+    """In a RAM session, rows about qubes that it removed or can't tell about, and the names of
+    those that were there when it began; None in a persistent one, or where they can't be told.
+    """
+    if __salt__["ramboot_preflight.session_fault"]() is None:
+        return [], None
+    place = "qubes at the start of this session"
+    try:
+        before = _at_start()
+    except (CommandExecutionError, OSError) as error:
+        return [_row(place, f"could not be determined: {error}", "unknown")], None
+    rows = [
+        _row(
+            f"qube {name}",
+            "removed in this session: its volumes are gone, and dom0 lists it again at the next"
+            " boot",
+            "trace",
+        )
+        for name in sorted(before - qubes)
+    ]
+    return rows, before
+
+
+def _at_start() -> set[str]:
+    """Names in the copy of qubes.xml that qubes-core.service makes at each boot
+    (QubesOS/qubes-core-admin: linux/aux-tools/startup-misc.sh); in a RAM session qubes.xml itself
+    was that of the disk until then.
+    """
+    folder = __salt__["ramboot_config.paths"]()["qubes_xml_backups"]
+    # a clock that was set meanwhile moves the boot's time as well, but for what it drifted
+    began = __salt__["ramboot_audit.booted"]() - CLOCK_SLACK_S
+    copies = [
+        (os.stat(path).st_mtime, path) for path in glob.glob(os.path.join(folder, "qubes-*.xml"))
+    ]
+    copies = [copy for copy in copies if copy[0] >= began]
+    if not copies:
+        raise CommandExecutionError(f"{folder} has no copy of qubes.xml of this boot")
+    try:
+        top = xml.etree.ElementTree.parse(min(copies)[1])
+    except xml.etree.ElementTree.ParseError as error:
+        raise CommandExecutionError(f"{min(copies)[1]}: {error}") from error
+    names = top.iterfind("./domains/domain/properties/property[@name='name']")
+    return {item.text for item in names if item.text}
+
+
+def _told_of_session(name: str, qube: dict[str, Any], before: set[str]) -> str:
+    if name not in before:
+        return ", made in this session: dom0 forgets it at power-off"
+    if qube["class"] == "TemplateVM" and qube["running"]:
+        return ", an update now is forgotten where its root is in RAM: update in a persistent boot"
+    return ""
 
 
 def _new_qubes(lies: dict[str, tuple[str, str]]) -> list[dict[str, str]]:

@@ -67,7 +67,8 @@ def ram_fault(name: str, config: dict[str, str] | None) -> str | None:
         if mount["target"] != "/":
             return (
                 f"{path} of pool {name} is on {mount['source']} ({mount['target']}), not on the"
-                " root: it would stay on the disk"
+                " root: it would stay on the disk; a pool of files on / serves (file_pools with"
+                " on_root: true, and its name as pool)"
             )
     for pattern in __salt__["ramboot_config.load"]()["copy"]["exclude"]:
         if _covers(pattern, top):

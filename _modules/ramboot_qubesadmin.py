@@ -25,6 +25,7 @@ __salt__: dict[str, Any]
 try:
     import qubesadmin
     import qubesadmin.exc
+    import qubesadmin.firewall
 
     HAS_QUBESADMIN = True
 except ImportError:
@@ -191,6 +192,29 @@ def tags(name: str) -> list[str]:
     """
     with _asking(f"the tags of {name}"):
         return list(_qube(_app(), name).tags)
+
+
+def firewall(name: str) -> list[str]:
+    """
+    The firewall rules of a qube, in the order in which they count; what none allows is dropped.
+
+    name
+        a qube, not dom0.
+
+    Returns rules as qubesadmin spells them, such as "action=accept proto=tcp dst4=1.2.3.4/32
+    dstports=443-443" (client: qubesadmin/firewall.py, Rule.rule). A qube that was never given any
+    has "action=accept" alone (core: qubes/firewall.py, load_defaults).
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.firewall work
+    """
+    with _asking(f"the firewall rules of {name}"):
+        return [rule.rule for rule in _qube(_app(), name).firewall.rules]
 
 
 def volumes(name: str) -> dict[str, dict[str, Any]]:
@@ -505,6 +529,28 @@ def set_tag(name: str, tag: str, present: bool = True) -> None:
             vm.tags.discard(tag)
 
 
+def set_firewall(name: str, rules: list[str]) -> None:
+    """
+    Replace the firewall rules of a qube.
+
+    name
+        a qube, not dom0.
+    rules
+        as `firewall` returns them.
+
+    Raises CommandExecutionError when qubesadmin or qubesd refuses one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.set_firewall work '[action=drop]'
+    """
+    with _asking(f"setting the firewall rules of {name}"):
+        made = [qubesadmin.firewall.Rule(rule) for rule in rules]
+        _qube(_app(), name).firewall.save_rules(made)
+
+
 def set_device(name: str, port: str, options: dict[str, str] | None) -> None:
     """
     Assign a PCI device of dom0 to a qube for each of its starts, or take it away.
@@ -624,7 +670,7 @@ def _asking(what: str) -> Iterator[None]:
         yield
     except CommandExecutionError:
         raise
-    except qubesadmin.exc.QubesDaemonAccessError as error:
+    except _refusals() as error:
         # What qubesd does not explain: a value that the API does not take, or a bug; for properties
         # it is an AttributeError as well (client: qubesadmin/exc.py).
         raise CommandExecutionError(f"{what}: refused without a reason: {error}") from error
@@ -636,6 +682,12 @@ def _asking(what: str) -> Iterator[None]:
         raise CommandExecutionError(f"{what}: qubesd can't be reached: {error}") from error
     except AttributeError as error:
         raise CommandExecutionError(f"{what}: {error}") from error
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    """By the name that client v4.2 and v4.3 have for all of these, and by those of v4.4."""
+    names = ("QubesDaemonAccessError", "PermissionDenied", "ProtocolError")
+    return tuple(getattr(qubesadmin.exc, key) for key in names if hasattr(qubesadmin.exc, key))
 
 
 def _unquoted(error: BaseException) -> str:

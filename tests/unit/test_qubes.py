@@ -705,6 +705,39 @@ def test_storage_layouts_that_a_ram_session_does_not_take_along_are_refused(
     assert told in found
 
 
+def test_with_varlibqubes_off_the_root_a_pool_on_the_root_serves_there_and_back_again(
+    formula, qubesd
+):
+    formula.layout["findmnt"]["filesystems"].append(
+        {
+            "target": qubesd.pools["varlibqubes"]["dir_path"],
+            "source": "/dev/mapper/qubes_dom0-varlibqubes",
+            "fstype": "xfs",
+        }
+    )
+    (found,) = check(formula, EXAMPLE)
+    assert found.endswith("serves (file_pools with on_root: true, and its name as pool)")
+    (formula.world.root / "srv").mkdir()
+    path = f"{formula.world.root}/srv/ram"
+    asked = {
+        **EXAMPLE,
+        "pool": "ram",
+        "file_pools": {"ram": {"dir_path": path, "on_root": True}},
+    }
+    before = formula.snapshot()
+    dry = formula.apply(asked, test=True)
+    assert formula.snapshot() == before
+    answers = formula.good(asked)
+    assert {part: answer["changes"] for part, answer in answers.items()} == {
+        part: answer["changes"] for part, answer in dry.items()
+    }
+    for name in (CLONE, DVM):
+        assert pools(qubesd, name) == dict.fromkeys(("root", "private", "volatile"), "ram")
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
+    assert formula.absent()["result"] is True
+    assert formula.snapshot() == before
+
+
 def test_a_pool_on_lvm_is_no_pool_of_the_ram_root(formula):
     (found,) = check(formula, {**EXAMPLE, "pool": "vm-pool"})
     assert found.startswith("pool vm-pool is lvm_thin, which a RAM session does not copy")
@@ -768,6 +801,54 @@ def test_a_save_qube_has_no_network_and_is_not_in_the_ram_pool(formula, qubesd):
         "save:save:properties:netvm: a save qube has no network",
         "save:save: pool varlibqubes is that of the RAM root, which forgets; name another",
     ]
+
+
+FIREWALL = ["action=accept proto=tcp dsthost=example.com dstports=443", "action=drop"]
+IN_ORDER = ["action=accept proto=tcp dsthost=example.com dstports=443-443", "action=drop"]
+
+
+def test_a_clones_firewall_is_its_sources_unless_the_pillar_says_so(formula, qubesd):
+    qubesd.qubes["debian-12-xfce"]["firewall"] = ["action=drop"]
+    formula.good(EXAMPLE)
+    assert qubesd.qubes[CLONE]["firewall"] == ["action=drop"]
+    asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
+    asked["templates"][CLONE] = {"source": "debian-12-xfce", "firewall": FIREWALL}
+    asked["disposable_templates"][DVM] = {"template": CLONE, "firewall": ["action=drop"]}
+    changes = formula.good(asked)["qubes"]["changes"]
+    assert changes == {
+        f"{CLONE}: firewall rules": {"old": ["action=drop"], "new": IN_ORDER},
+        f"{DVM}: firewall rules": {"old": ["action=accept"], "new": ["action=drop"]},
+    }
+    assert qubesd.qubes[CLONE]["firewall"] == IN_ORDER
+    assert qubesd.qubes["debian-12-xfce"]["firewall"] == ["action=drop"]
+    before = formula.snapshot()
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
+    assert formula.snapshot() == before
+
+
+def test_the_firewall_of_somebody_elses_qube_comes_back(formula, qubesd):
+    theirs = ["action=accept dst4=1.2.3.4/32", "action=drop"]
+    qubesd.qubes["sys-net"]["firewall"] = theirs
+    formula.good({"settings": {"sys-net": {"firewall": FIREWALL}}})
+    assert qubesd.qubes["sys-net"]["firewall"] == IN_ORDER
+    dry = formula.absent(test=True)
+    assert dry["changes"] == {"sys-net: firewall rules": {"old": IN_ORDER, "new": theirs}}
+    assert qubesd.qubes["sys-net"]["firewall"] == IN_ORDER
+    assert formula.absent()["result"] is True
+    assert qubesd.qubes["sys-net"]["firewall"] == theirs
+    assert formula.snapshot()[1] is None
+
+
+def test_a_firewall_that_somebody_changed_since_stays(formula, qubesd):
+    formula.good({"settings": {"sys-net": {"firewall": FIREWALL}}})
+    qubesd.qubes["sys-net"]["firewall"] = ["action=accept"] * 2
+    assert "sys-net: firewall rules was changed" in formula.absent()["comment"]
+    assert qubesd.qubes["sys-net"]["firewall"] == ["action=accept"] * 2
+
+
+def test_dom0_has_no_firewall(formula):
+    told = formula.apply({"settings": {"dom0": {"firewall": FIREWALL}}})["checked"]["comment"]
+    assert "settings:dom0:firewall: dom0 has no network and no firewall" in told
 
 
 def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qubesd):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Dom0(Formula):
         self.devices = {"/dev/dm-1": "disk", "/dev/dm-7": "disk", "/dev/zram3": "ram"}
         world.salt["ramboot.backing"] = lambda device: self.devices.get(device, "unknown")
         world.salt["ramboot_preflight.session_fault"] = lambda: None
+        world.module("ramboot_audit")
         self.audit = world.module("ramboot_qubes_audit")
         self.mapper("dm-7", "qubes_dom0-vm--pool-tpool")
         self.volumes = []
@@ -148,6 +150,108 @@ def test_in_a_persistent_boot_the_finding_says_what_a_ram_session_would_keep(dom
         f"pool varlibqubes, {file} on /dev/dm-1, with the root in RAM in a RAM session",
     )
     assert found["qube sys-net private"][1] == "pool vm-pool, thin pool qubes_dom0/vm-pool"
+
+
+def test_a_volume_is_told_by_its_parts_too(dom0, qubesd):
+    dom0.good(EXAMPLE)
+    dom0.in_ram()
+    parts = ("qube", "volume", "pool", "device", "ephemeral")
+    found = {
+        row["place"]: tuple(row[key] for key in parts) for row in dom0.places() if "qube" in row
+    }
+    below = dom0.world.root / "var/lib/qubes"
+    assert found[f"qube {CLONE} root"] == (
+        CLONE,
+        "root",
+        "varlibqubes",
+        f"{below}/vm-templates/{CLONE}/root.img",
+        False,
+    )
+    assert found["qube sys-net private"][2:] == ("vm-pool", "qubes_dom0/vm-sys-net-private", False)
+
+
+def test_a_disk_mounted_inside_the_ram_pool_is_found_before_the_qube_runs(dom0):
+    dom0.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    dom0.in_ram()
+    below = dom0.world.root / "var/lib/qubes/appvms/disp1"
+    dom0.mounts.append({"target": str(below), "source": "/dev/dm-1", "fstype": "ext4"})
+    # a snapshot's own file is made at the start
+    assert not (below / "root.img").exists()
+    assert dom0.verdicts()["qube disp1 root"] == "disk"
+    assert dom0.verdicts()[f"qube {DVM} root"] == "ram"
+
+
+def session(dom0, copies):
+    """A RAM session that began with these qubes, and copies of earlier boots."""
+    dom0.in_ram()
+    dom0.world.salt["ramboot_preflight.session_fault"] = lambda: "this is a RAM session"
+    dom0.world.write("/proc/stat", "btime 1790000000\n")
+    for name, (when, text) in copies.items():
+        os.utime(dom0.world.write(f"/var/lib/qubes/backup/{name}", text), (when, when))
+
+
+def qubes_xml(*names):
+    """As core: qubes/app.py and qubes/__init__.py write it."""
+    domains = "".join(
+        f'<domain id="domain-{number}" class="AppVM"><properties><property name="qid">{number}'
+        f'</property><property name="name">{name}</property></properties><tags><tag name="x"/>'
+        "</tags></domain>"
+        for number, name in enumerate(names)
+    )
+    return f"<qubes><labels/><pools/><properties/><domains>{domains}</domains></qubes>"
+
+
+THERE = ("debian-12-xfce", "sys-net", "default-dvm")
+START, BOOT = "qubes at the start of this session", 1790000000
+
+
+def test_qubes_made_and_removed_in_a_ram_session_are_told(dom0, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "new", "red", template="debian-12-xfce")
+    qubesd.run("debian-12-xfce")
+    session(
+        dom0,
+        {
+            "qubes-2026-09-20-10:00:00.xml": (BOOT - 90000, qubes_xml("older")),
+            "qubes-2026-09-21-16:14:00.xml": (BOOT + 40, qubes_xml(*THERE, "gone")),
+            "qubes-2026-09-21-17:00:00.xml": (BOOT + 3000, qubes_xml(*THERE, "new")),
+        },
+    )
+    found = dom0.rows()
+    assert found["qube new"] == (
+        "disk",
+        "AppVM, on debian-12-xfce, halted, not stateless, made in this session: dom0 forgets it at"
+        " power-off",
+    )
+    assert found["qube gone"] == (
+        "trace",
+        "removed in this session: its volumes are gone, and dom0 lists it again at the next boot",
+    )
+    assert "made in this session" not in found["qube sys-net"][1]
+    assert found["qube debian-12-xfce"][1].endswith(
+        ", an update now is forgotten where its root is in RAM: update in a persistent boot"
+    )
+    assert "qube older" not in found
+    assert START not in found
+
+
+@pytest.mark.parametrize(
+    ("copies", "told"),
+    [
+        ({}, "has no copy of qubes.xml of this boot"),
+        ({"qubes-x.xml": (BOOT - 90000, qubes_xml())}, "has no copy of qubes.xml of this boot"),
+        ({"qubes-x.xml": (BOOT + 9, "<qubes>")}, "no element found"),
+    ],
+    ids=["none", "of another boot", "cut off"],
+)
+def test_a_session_whose_start_can_not_be_told_is_not_known(dom0, copies, told):
+    session(dom0, copies)
+    verdict, finding = dom0.rows()[START]
+    assert verdict == "unknown"
+    assert told in finding
+    # the rest is told all the same
+    assert dom0.rows()["qube sys-net"][0] == "disk"
 
 
 def test_a_link_to_the_disk_below_the_ram_pool_is_found(dom0, qubesd, tmp_path):

@@ -143,12 +143,10 @@ def test_an_app_qubes_root_stays_in_the_pool_of_its_template(seam, template, app
     assert (mine["private"]["save_on_stop"], mine["volatile"]["save_on_stop"]) == (True, False)
 
 
-def test_the_root_of_an_app_qube_can_not_be_put_elsewhere(seam, template):
-    other = next(name for name in seam.pools() if name not in (POOL, "linux-kernel"))
-    here = seam.volumes(template)["root"]["pool"]
-    wrong = POOL if here != POOL else other
+def test_the_root_of_an_app_qube_can_not_be_put_elsewhere(seam, template, tmp_path):
+    seam.add_pool(TEST_POOL, "file", {"dir_path": str(tmp_path / "pool")})
     refused("same pool as its origin", seam.create, APP, "AppVM", "red", template, None,
-            {"root": wrong})  # fmt: skip
+            {"root": TEST_POOL})  # fmt: skip
     assert APP not in seam.qubes()
 
 
@@ -290,7 +288,7 @@ def test_features_are_text_and_can_be_taken_away(seam, app):
     assert seam.features(app) == {"service.cups": ""}
     if importlib.util.find_spec("qubesadmin.device_protocol"):
         # 4.2 takes anything; ramboot_config lets nothing of it pass
-        refused("illegal characters", seam.set_feature, app, "a b", "1")
+        refused("illegal characters", seam.set_feature, app, "a:b", "1")
         refused("illegal characters", seam.set_feature, app, "a", "1\n")
 
 
@@ -301,6 +299,38 @@ def test_tags_come_and_go(seam, app):
     seam.set_tag(app, "mine", present=False)
     seam.set_tag(app, "mine", present=False)
     assert "mine" not in seam.tags(app)
+
+
+def test_firewall_rules_are_text_in_one_order_and_a_new_qube_lets_all_pass(seam, app):
+    assert seam.firewall(app) == ["action=accept"]
+    rules = [
+        "action=accept proto=tcp dst4=10.0.0.0/8 dstports=80-443 comment=so be it",
+        "action=accept proto=udp dsthost=example.com specialtarget=dns",
+        "action=drop proto=icmp dst6=fe80::1/128 icmptype=8",
+        "action=drop",
+    ]
+    given = ["proto=tcp action=accept dsthost=10.0.0.0/8 dstports=80-443 comment=so be it"]
+    if REAL:
+        # the stand-in takes what ramboot_config has put in order already
+        seam.set_firewall(app, [*given, *rules[1:]])
+    else:
+        seam.set_firewall(app, rules)
+    assert seam.firewall(app) == rules
+    seam.set_firewall(app, ["action=accept"])
+    assert seam.firewall(app) == ["action=accept"]
+
+
+def test_a_firewall_rule_that_can_not_be_is_refused_in_words(seam, app):
+    refused(f"setting the firewall rules of {app}", seam.set_firewall, app, ["proto=tcp"])
+    refused("dstports valid only", seam.set_firewall, app, ["action=drop dstports=1-1"])
+    assert seam.firewall(app) == ["action=accept"]
+
+
+def test_a_clone_has_the_firewall_of_its_source(seam, clone):
+    seam.create(SECOND, "TemplateVM", "green", pool=POOL)
+    seam.set_firewall(clone, ["action=drop"])
+    seam.clone_settings(clone, SECOND)
+    assert seam.firewall(SECOND) == ["action=drop"]
 
 
 def test_a_pci_device_is_assigned_changed_and_taken_away(seam, app):

@@ -48,6 +48,21 @@ def test_a_socket_that_refuses_is_the_same(world, qubesd):
         world.salt["ramboot_qubesadmin.pools"]()
 
 
+@pytest.mark.parametrize("kind", ["PermissionDenied", "ProtocolError"])
+def test_a_refusal_as_client_44_words_it_is_a_sentence_too(world, qubesd, kind):
+    exc = sys.modules["qubesadmin.exc"]
+
+    def deny(called, _subject):
+        raise getattr(exc, kind)("Argument not in 'pools'")
+
+    qubesd.fault = deny
+    with pytest.raises(CommandExecutionError) as told:
+        world.salt["ramboot_qubesadmin.pools"]()
+    assert str(told.value) == (
+        "the storage pools: refused without a reason: Argument not in 'pools'"
+    )
+
+
 def test_a_running_qube_is_told(world, qubesd):
     qubesd.run("sys-net")
     assert world.salt["ramboot_qubesadmin.qubes"]()["sys-net"]["running"] is True

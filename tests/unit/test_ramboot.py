@@ -27,6 +27,10 @@ NOTED = {
 }
 
 
+# around btime in /proc/stat below, 2026-09-21 14:13:20 +0000
+BEFORE, AFTER = "2026-09-21 14:00:00 +0000", "2026-09-21 17:00:00 +0200"
+
+
 class System:
     """A dom0 on LUKS and LVM; every part can be replaced."""
 
@@ -47,8 +51,17 @@ class System:
         self.block("sda2")
         self.block("dm-0", slaves=["sda2"], uuid="CRYPT-LUKS2-x", dm="luks-x")
         self.block("dm-1", slaves=["dm-0"], uuid="LVM-abc", dm="qubes_dom0-root")
+        world.write("/proc/stat", "cpu 1 2 3\nbtime 1790000000\n")
+        self.volumes = [{"vg_name": "qubes_dom0", "lv_name": "root", "lv_time": BEFORE}]
+        self.lvs_fails = False
         world.salt["ramboot_swap.active"] = lambda: self.swaps
+        world.salt["cmd.run_all"] = self.lvs
         self.write()
+
+    def lvs(self, command, python_shell=None, env=None):
+        assert command[0] == "lvs"
+        answer = json.dumps({"report": [{"lv": self.volumes}]})
+        return {"retcode": 5 if self.lvs_fails else 0, "stdout": answer, "stderr": "no device"}
 
     def write(self):
         self.world.write("/proc/self/mountinfo", "\n".join(self.mounts) + "\n")
@@ -58,8 +71,10 @@ class System:
         for slave in slaves:
             self.world.write(f"/sys/class/block/{name}/slaves/{slave}")
         if uuid:
-            self.world.write(f"/sys/block/{name}/dm/uuid", f"{uuid}\n")
-            self.world.write(f"/sys/block/{name}/dm/name", f"{dm}\n")
+            # one is a link to the other
+            for top in ("block", "class/block"):
+                self.world.write(f"/sys/{top}/{name}/dm/uuid", f"{uuid}\n")
+                self.world.write(f"/sys/{top}/{name}/dm/name", f"{dm}\n")
 
     def zram(self, number, backing="none", mounted="/"):
         self.block(f"zram{number}")
@@ -80,8 +95,9 @@ def system(world):
 
 @pytest.fixture
 def ramboot(world, system, monkeypatch):
-    for name in ("config", "qubesadmin", "qubes_record", "qubes", "qubes_audit"):
+    for name in ("config", "qubesadmin", "qubes_record", "qubes", "qubes_audit", "audit"):
         world.module(f"ramboot_{name}")
+    world.module("ramboot_qubes_pools")
     module = world.module("ramboot")
     (world.root / "dom0").mkdir()
     monkeypatch.setattr(module, "ROOT", f"{world.root}/dom0")
@@ -288,16 +304,27 @@ def verdicts(found):
     return {item["place"]: item["verdict"] for item in found}
 
 
-def test_audit_of_a_persistent_session_shows_the_disk(system, ramboot):
+def row(place, finding, verdict, **would):
+    return {"place": place, "finding": finding, "verdict": verdict, **would}
+
+
+LEAVES = "each start of a qube in it leaves some"
+NONE_MADE = f"made since this boot: none that is still there; {LEAVES}"
+
+
+def test_audit_of_a_persistent_session_shows_the_disk_and_what_a_ram_session_would(system, ramboot):
     assert ramboot.audit() == [
-        {"place": "/", "finding": "ext4 from /dev/dm-1, writable", "verdict": "disk"},
-        {"place": "/boot", "finding": "ext4 from /dev/sda1, writable", "verdict": "disk"},
-        {"place": "swap", "finding": "none is active", "verdict": "ram"},
-        {
-            "place": "volume qubes_dom0-root",
-            "finding": "active, on disk",
-            "verdict": "trace",
-        },
+        row("/", "ext4 from /dev/dm-1, writable", "disk", would="ram"),
+        row("/boot", "ext4 from /dev/sda1, writable", "disk", would="ram"),
+        row("swap", "none is active", "ram", would="ram"),
+        row("volume qubes_dom0-root", "active, on disk", "trace", would="trace"),
+        row("names in qubes_dom0", NONE_MADE, "trace", would="trace"),
+        row(
+            "all",
+            "2 on a disk, 2 can leave a trace, 0 not known, 1 in RAM",
+            "disk",
+            would="trace",
+        ),
     ]
 
 
@@ -312,7 +339,197 @@ def test_audit_of_a_ram_session_shows_what_is_left(system, ramboot):
         "swap": "ram",
         "zram2": "ram",
         "volume qubes_dom0-root": "trace",
+        "names in qubes_dom0": "trace",
+        "all": "trace",
     }
+    # this is a RAM session: it does not guess at another
+    assert not any("would" in item for item in found)
+
+
+def would(found):
+    return {item["place"]: item["would"] for item in found}
+
+
+@pytest.mark.parametrize(
+    "boot",
+    [{"backend": "snapshot"}, {"mode": "snapshot"}, {"backend": "zram", "disk": "detached"}],
+    ids=str,
+)
+def test_nothing_would_be_left_where_the_pillar_keeps_lvm_off_the_disk(
+    world, system, ramboot, boot
+):
+    world.pillar["ramboot"] = {"boot": boot}
+    system.swaps = [{"name": "/dev/dm-1", "type": "partition", "size_bytes": 1, "used_bytes": 0}]
+    system.zram(4, mounted=None)
+    world.write("/usr/lib/systemd/user/grub-boot-success.timer")
+    found = ramboot.audit()
+    assert verdicts(found)["all"] == "disk"
+    assert set(would(found).values()) == {"ram"}
+
+
+def test_swap_that_the_pillar_keeps_would_go_on(world, system, ramboot):
+    world.pillar["ramboot"] = {"swap": "keep"}
+    system.swaps = [{"name": "/dev/dm-1", "type": "partition", "size_bytes": 1, "used_bytes": 0}]
+    assert would(ramboot.audit())["swap /dev/dm-1"] == "disk"
+
+
+def test_the_pretence_ends_with_the_audit(world, system, ramboot):
+    before = ramboot.backing("/dev/dm-1")
+    world.pillar["ramboot"] = {"boot": {"backend": "snapshot"}}
+    ramboot.audit()
+    assert (before, ramboot.backing("/dev/dm-1")) == ("disk", "disk")
+    assert ramboot._root_mount()["source"] == "/dev/dm-1"
+
+
+OURS = "21 1 0:50 / / rw - overlay ramboot-root rw,lowerdir=/x,upperdir=/run/ramboot/root/rw/upper"
+
+
+def overlay_noted(world, **other):
+    world.write("/run/ramboot/status.json", json.dumps({**NOTED, "backend": "overlay", **other}))
+
+
+def test_the_root_of_the_backend_overlay_is_written_to_ram_over_the_disk(world, system, ramboot):
+    overlay_noted(world)
+    system.mounts[:2] = [OURS]
+    system.write()
+    found = ramboot.audit()
+    assert found[0] == row("/", "overlay from ramboot-root, writable", "ram")
+    assert found[1] == row(
+        "below /",
+        "ext4 from /dev/mapper/qubes_dom0-root, mounted read-only and without its journal",
+        "trace",
+    )
+    assert verdicts(found)["all"] == "trace"
+
+
+@pytest.mark.parametrize(
+    ("line", "noted"),
+    [
+        (OURS.replace("/run/ramboot/root/rw/upper", "/mnt/upper"), {}),
+        (OURS.replace("overlay ramboot-root", "ext4 ramboot-root"), {}),
+        (OURS, {"backend": "zram"}),
+        (OURS, {"session": "persistent"}),
+    ],
+    ids=["another upper", "no overlay", "not noted", "not in RAM"],
+)
+def test_an_overlay_that_may_not_be_ours_is_not_known(world, system, ramboot, line, noted):
+    overlay_noted(world, **noted)
+    system.mounts[:2] = [line]
+    system.write()
+    found = verdicts(ramboot.audit())
+    assert (found["/"], found["all"]) == ("unknown", "unknown")
+
+
+def loop(system, file):
+    # the test's own files are in /tmp, which is a tmpfs here
+    del system.mounts[3]
+    system.block("loop0")
+    system.world.write("/sys/class/block/loop0/loop/backing_file", f"{file}\n")
+    system.world.write("/sys/class/block/loop0/size", "2048\n")
+    system.mounts.append("25 21 7:0 / /mnt ro - squashfs /dev/loop0 ro")
+    system.write()
+
+
+def test_a_loop_device_is_where_its_file_is(world, system, ramboot):
+    file = world.write("/image")
+    loop(system, file)
+    found = verdicts(ramboot.audit())
+    assert (found["/mnt"], found["device loop0"]) == ("trace", "trace")
+    system.zram(1)
+    found = verdicts(ramboot.audit())
+    assert found["/mnt"] == "ram"
+    assert "device loop0" not in found
+
+
+def test_a_loop_device_whose_file_is_deleted_is_not_known(world, system, ramboot):
+    system.zram(1)
+    loop(system, f"{world.root}/image (deleted)")
+    found = verdicts(ramboot.audit())
+    assert (found["/mnt"], found["device loop0"]) == ("unknown", "trace")
+
+
+def disk(system, name, size=4 << 21, **files):
+    for key, text in {"size": size, "ro": 0, "removable": 0, **files}.items():
+        system.world.write(f"/sys/class/block/{name}/{key}", f"{text}\n")
+
+
+def test_every_disk_is_told_with_who_is_on_it(world, system, ramboot):
+    disk(system, "sda", size=500 << 21)
+    world.write("/sys/class/block/sda/device/model", "FAST  DISK\n")
+    for part in ("sda1", "sda2"):
+        world.write(f"/sys/class/block/sda/{part}/partition", "1\n")
+        disk(system, part, partition=1)
+    world.write("/sys/class/block/sda2/holders/dm-0")
+    world.write("/sys/class/block/dm-0/dm/name", "luks-x\n")
+    disk(system, "sdb", removable=1, size=100 << 11)
+    disk(system, "sdc", ro=1)
+    disk(system, "sdd", ro=1)
+    world.write("/sys/class/block/sdd/holders/dm-9")
+    disk(system, "fd0", size=8)
+    disk(system, "sr0", size=0)
+    system.zram(1, mounted=None)
+    disk(system, "zram1")
+    disk(system, "dm-1")
+    found = [item for item in ramboot.audit() if item["place"].startswith("device ")]
+    assert found == [
+        row(f"device {name}", finding, verdict, would=verdict)
+        for name, finding, verdict in (
+            ("fd0", "4 KiB, writable, not in use", "trace"),
+            ("sda", "FAST DISK, 500.0 GiB, writable, in use: /boot, luks-x", "trace"),
+            ("sdb", "100.0 MiB, removable, writable, not in use", "trace"),
+            ("sdc", "4.0 GiB, marked read-only, not in use", "ram"),
+            ("sdd", "4.0 GiB, marked read-only, in use: dm-9", "trace"),
+        )
+    ]
+
+
+def test_names_that_this_session_left_in_lvm_are_listed(system, ramboot):
+    system.zram(1)
+    for name, when in (("vm-work-private-snap", AFTER), ("vm-work-private", BEFORE)):
+        system.volumes.append({"vg_name": "qubes_dom0", "lv_name": name, "lv_time": when})
+    assert (
+        row(
+            "names in qubes_dom0",
+            f"made since this boot: vm-work-private-snap; {LEAVES}",
+            "trace",
+        )
+        in ramboot.audit()
+    )
+
+
+@pytest.mark.parametrize("fault", ["lvs fails", "time", "no btime"])
+def test_names_that_can_not_be_told_are_not_known(world, system, ramboot, fault):
+    if fault == "lvs fails":
+        system.lvs_fails = True
+    elif fault == "time":
+        system.volumes[0]["lv_time"] = "yesterday"
+    else:
+        world.write("/proc/stat", "cpu 1\n")
+    assert verdicts(ramboot.audit())["names"] == "unknown"
+
+
+def test_logs_and_files_of_ours_are_where_their_mount_is(world, system, ramboot):
+    for folder in ("/var/log", "/run/ramboot"):
+        (world.root / folder[1:]).mkdir(parents=True)
+    system.zram(1)
+    system.mounts.append(f"26 21 8:2 / {world.root}/var/log rw - ext4 /dev/sda2 rw")
+    system.write()
+    found = verdicts(ramboot.audit())
+    assert found[f"files in {world.root}/var/log"] == "disk"
+    assert found[f"files in {world.root}/run/ramboot"] == "ram"
+
+
+def test_the_table_has_the_worst_first_and_the_verdict_over_all_last(system, ramboot):
+    assert ramboot.audit(table=True).splitlines() == [
+        "now    in RAM  place                   finding",
+        "disk   ram     /                       ext4 from /dev/dm-1, writable",
+        "disk   ram     /boot                   ext4 from /dev/sda1, writable",
+        "trace  trace   volume qubes_dom0-root  active, on disk",
+        f"trace  trace   names in qubes_dom0     {NONE_MADE}",
+        "ram    ram     swap                    none is active",
+        "disk   trace   all                     2 on a disk, 2 can leave a trace, 0 not known, 1 in"
+        " RAM",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -372,22 +589,17 @@ def test_the_last_mount_at_a_place_counts(system, ramboot):
 def test_audit_of_swap(system, ramboot, name, kind, verdict):
     system.block("zram5")
     system.swaps = [{"name": name, "type": kind, "size_bytes": 5 * MIB, "used_bytes": 2 * MIB}]
-    assert {
-        "place": f"swap {name}",
-        "finding": f"{kind}, 2 MiB used",
-        "verdict": verdict,
-    } in ramboot.audit()
+    assert row(f"swap {name}", f"{kind}, 2 MiB used", verdict, would="ram") in ramboot.audit()
 
 
 def test_a_zram_device_that_writes_back_is_a_disk(system, ramboot):
     system.zram(0, backing="/dev/sda3")
+    system.world.write("/sys/class/block/zram0/backing_dev", "/dev/sda3\n")
     system.zram(1, backing=None, mounted=None)
     found = ramboot.audit()
-    assert {
-        "place": "zram0",
-        "finding": "backing device: /dev/sda3",
-        "verdict": "disk",
-    } in found
+    assert row("zram0", "backing device: /dev/sda3", "disk", would="disk") in found
+    # and with it what lies on it
+    assert verdicts(found)["/"] == "disk"
     assert verdicts(found)["zram1"] == "ram"
 
 
@@ -398,16 +610,9 @@ def test_units_that_write_grubenv_are_named_until_they_are_masked(world, ramboot
     mask.parent.mkdir(parents=True)
     mask.symlink_to("/dev/null")
     found = ramboot.audit()
-    assert {
-        "place": "grub-boot-success.timer",
-        "finding": "can write grubenv in /boot",
-        "verdict": "trace",
-    } in found
-    assert {
-        "place": "grub-boot-indeterminate.service",
-        "finding": "masked",
-        "verdict": "ram",
-    } in found
+    timer = row("grub-boot-success.timer", "can write grubenv in /boot", "trace", would="ram")
+    assert timer in found
+    assert row("grub-boot-indeterminate.service", "masked", "ram", would="ram") in found
 
 
 def test_what_cannot_be_determined_is_a_finding(world, ramboot):

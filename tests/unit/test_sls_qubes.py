@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import STANDIN, import_standin, populate
 
@@ -24,13 +27,23 @@ pytestmark = [
 REPO = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 CLONE, DVM = "debian-12-xfce-stateless", "debian-12-xfce-stateless-dvm"
-# the fake root lies in /tmp, which the default leaves behind
+FIREWALL = ["action=accept proto=tcp dsthost=example.com dstports=443", "action=drop"]
+
+
+def example():
+    """The pillar that README shows, word for word."""
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^```\n(ramboot:\n  qubes:\n.*?)^```$", text, re.DOTALL | re.MULTILINE)[1]
+    return yaml.safe_load(block)["ramboot"]
+
+
+# README's example, and settings of somebody else's qube; the fake root lies in /tmp, which the
+# default leaves behind
 PILLAR = {
     "copy": {"exclude": []},
     "qubes": {
-        "templates": {CLONE: {"source": "debian-12-xfce"}},
-        "disposable_templates": {DVM: {"template": CLONE, "services": {"cups": False}}},
-        "settings": {"sys-net": {"properties": {"memory": 300}}},
+        **example()["qubes"],
+        "settings": {"sys-net": {"properties": {"memory": 300}, "firewall": FIREWALL}},
         "aliases": "session",
     },
 }
@@ -48,11 +61,14 @@ def dom0(tmp_path_factory):
         module.WORLD.path = minion.standin
         module.WORLD.save()
     minion.write("proc/self/mountinfo", "21 1 253:1 / / rw shared:1 - ext4 /dev/dm-1 rw\n")
+    for device in ("zram3", "sda", "dm-1/slaves/sda"):
+        minion.write(f"sys/class/block/{device}/dev", "")
     minion.write("proc/meminfo", "MemTotal: 4194304 kB\nMemAvailable: 3145728 kB\n")
     for folder in ("appvms", "vm-templates"):
         (minion.root / "var/lib/qubes" / folder).mkdir(parents=True)
     # none of the host's users is asked for menus
     minion.script("runuser", "exit 1")
+    minion.script("lvs", """echo '{"report": [{"lv": []}]}'""")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(STANDIN))
         patch.setenv("RAMBOOT_STANDIN", str(minion.standin))
@@ -74,6 +90,24 @@ def tree(dom0):
 
 def qubes_states(states):
     return {key: value for key, value in states.items() if key.startswith("ramboot-qubes")}
+
+
+def audit(dom0):
+    """The rows about the two that README's example makes: each as a whole, then its volumes."""
+    found = dom0.call("ramboot.audit")
+    names = (f"qube {CLONE}", f"qube {DVM}")
+    rows = [row for row in found if row["place"].rpartition(" ")[0] in names]
+    return [row for row in found if row["place"] in names] + rows
+
+
+@contextlib.contextmanager
+def ram_session(dom0):
+    """/ is on zram."""
+    mounts = dom0.root / "proc/self/mountinfo"
+    before = mounts.read_text()
+    dom0.write("proc/self/mountinfo", "21 1 252:3 / / rw shared:1 - ext4 /dev/zram3 rw\n")
+    yield
+    mounts.write_text(before)
 
 
 def test_the_example_there_and_back_again(dom0):
@@ -105,17 +139,34 @@ def test_the_example_there_and_back_again(dom0):
             "kernel": "linux-kernel",
         }
     assert made["sys-net"]["properties"]["memory"] == 300
+    assert made["sys-net"]["firewall"][-1] == "action=drop"
 
     there = world(dom0), tree(dom0)
     again = dom0.apply("ramboot.qubes", pillar=PILLAR)
     assert all(value["result"] is True and not value["changes"] for value in again.values()), again
     assert (world(dom0), tree(dom0)) == there
 
+    # a persistent boot says what a RAM session would make of them, and that says the same
+    both = [{key: row.get(key) for key in ("verdict", "would")} for row in audit(dom0)]
+    assert both == [{"verdict": "disk", "would": "ram"}] * 8
+    with ram_session(dom0):
+        assert [row["verdict"] for row in audit(dom0)] == ["ram"] * 8
+    assert tree(dom0) == there[1]
+
     # the whole undo, without a pillar
     gone = qubes_states(dom0.apply("ramboot.absent"))
     assert all(value["result"] is True for value in gone.values()), gone
-    assert list(gone["ramboot-qubes-absent"]["changes"]) == ["sys-net: memory", DVM, CLONE]
-    assert world(dom0) == before[0]
+    assert list(gone["ramboot-qubes-absent"]["changes"]) == [
+        "sys-net: memory",
+        "sys-net: firewall rules",
+        DVM,
+        CLONE,
+    ]
+    # qubesd has no way to forget rules: those of a qube that never had any are put back by words
+    assert world(dom0)["qubes"]["sys-net"]["firewall"] == ["action=accept"]
+    after = world(dom0)
+    del after["qubes"]["sys-net"]["firewall"]
+    assert after == before[0]
     assert tree(dom0) == before[1]
 
 

@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from qubesadmin import exc
+from qubesadmin import exc, firewall
 
 DEFAULT = object()
 
@@ -646,18 +646,20 @@ class _Tags:
 
 
 class _Firewall:
-    """client: qubesadmin/firewall.py; rules are opaque here."""
+    """client: qubesadmin/firewall.py; core: qubes/firewall.py, load_defaults."""
 
     def __init__(self, name):
         self._name = name
 
     @property
     def rules(self):
-        return WORLD.qubes[self._name].get("firewall", ["action=accept"])
+        WORLD.call("admin.vm.firewall.Get", self._name)
+        kept = WORLD.qubes[self._name].get("firewall", ["action=accept"])
+        return [firewall.Rule(rule) for rule in kept]
 
     def save_rules(self, rules):
         WORLD.call("admin.vm.firewall.Set", self._name)
-        WORLD.qubes[self._name]["firewall"] = list(rules)
+        WORLD.qubes[self._name]["firewall"] = [rule.rule for rule in rules]
         WORLD.save()
 
 

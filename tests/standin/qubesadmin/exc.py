@@ -82,3 +82,12 @@ class QubesDaemonAccessError(QubesDaemonCommunicationError):
 class QubesPropertyAccessError(QubesDaemonAccessError, AttributeError):
     def __init__(self, prop):
         super().__init__(f"Failed to access '{prop}' property")
+
+
+class PermissionDenied(Exception):
+    # no QubesException, like the next one; raised since client v4.4
+    pass
+
+
+class ProtocolError(AssertionError):
+    pass
