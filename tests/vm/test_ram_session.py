@@ -77,7 +77,7 @@ def test_the_menu_entry_needs_no_answer_and_a_persistent_boot_does_not_know_the_
         pytest.param("ramboot.timeout=4", None, id="nobody-answers"),
         pytest.param("ramboot=snapshoot", "ramboot=snapshoot is unknown", id="unknown-argument"),
         pytest.param(
-            "ramboot=zram ramboot.disk=readonly", "ramboot.disk=readonly", id="unknown-policy"
+            "ramboot=zram ramboot.disk=sealed", "ramboot.disk=sealed", id="unknown-policy"
         ),
     ],
 )
