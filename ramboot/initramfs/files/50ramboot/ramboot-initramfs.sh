@@ -324,6 +324,18 @@ take_back() {
     rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept"
 }
 
+# volumes_back: at pre-mount nobody scans for volumes any more.
+volumes_back() {
+    local lv
+    [ "$ROOT_KIND" = lvm ] || return 0
+    for lv in $(getargs rd.lvm.lv); do
+        [ -b "/dev/mapper/$(dm_name "$lv")" ] \
+            || timeout -k 5 60 lvm lvchange -ay -K --yes --sysinit "$lv" > /dev/null 2>&1 \
+            || warn "the volume $lv could not be activated"
+    done
+    udevadm settle --timeout=30
+}
+
 # persistent: reports a boot from the disk.
 persistent() {
     ST_BACKEND=
@@ -363,6 +375,7 @@ pre_mount() {
         return 0
     }
     take_back
+    volumes_back
     persistent
 }
 
