@@ -7,10 +7,12 @@ Failures raise.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
 import stat
+import struct
 import time
 from typing import Any
 
@@ -61,6 +63,15 @@ LAYER = "ramboot-layer"
 # The root of the backend overlay, and where its writes go (ramboot-overlay.sh).
 OVERLAY = "ramboot-root"
 OVERLAY_UPPER = "/run/ramboot/root/rw/upper"
+# The device of the disk policy readonly (ramboot-seal.sh): a read-only loop device under LVM.
+SEAL = "ramboot-seal"
+SEALED = "the disk is sealed and refuses every write"
+# linux include/uapi/linux/loop.h: LOOP_GET_STATUS64 fills a struct loop_info64, in which lo_flags
+# follows five numbers of 64 bits and three of 32.
+LOOP_GET_STATUS64 = 0x4C05
+LOOP_INFO64_BYTES = 232
+LO_FLAGS_AT = 52
+LO_FLAGS_READ_ONLY = 1
 
 # In __context__ while the audit says what a RAM session would be.
 PRETEND = "ramboot.pretend"
@@ -180,7 +191,7 @@ def plan() -> dict[str, dict[str, Any]]:
     "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
     "source_bytes", "excluded_bytes", "qubes_bytes" (of source_bytes, stateless qubes that are
     there), "qubes_pending_bytes" (of source_bytes, those that are not), "algorithm": name or None,
-    "says": one sentence}}.
+    "says": one sentence, with what boot:disk means for that backend}}.
 
     Raises SaltInvocationError when the pillar is wrong; CommandExecutionError when it asks for
     qubes and qubesd can't be asked.
@@ -229,7 +240,8 @@ def plan() -> dict[str, dict[str, Any]]:
             "qubes_pending_bytes": qubes["pending_bytes"],
             "algorithm": name,
             "says": f"{_mib(needed)} of RAM needed, {_mib(available)} available: "
-            + ("fits" if needed <= available else "does not fit"),
+            + ("fits" if needed <= available else "does not fit")
+            + _policy_says(settings["boot"]["disk"], backend),
         }
     return found
 
@@ -244,11 +256,12 @@ def audit(table: bool = False) -> list[dict[str, Any]] | str:
     Returns [{"place", "finding", "verdict"}] with `ram` (goes with the power), `disk` (is written
     to a disk), `trace` (can reach a disk though nothing writes there on purpose) or `unknown`
     (could not be told; count it as a trace). Covers the root and what lies below it, mounts, /boot,
-    swap, zram's backing devices, active logical volumes, names in LVM's metadata, block devices,
-    writers of grubenv, logs and files of ours; each volume of each qube, pools, qubes that were
-    made or removed in this session, what is left of qubes that are no more. Of the qubes the row
-    "qubes" has the verdict over all; the last row, "all", that over everything. Rows of volumes
-    have `qube`, `volume`, `pool`, `device` and `ephemeral` (ramboot_qubes_audit.places).
+    swap, zram's backing devices, active logical volumes, the seal of the disk policy readonly,
+    names in LVM's metadata, block devices, writers of grubenv, logs and files of ours; each volume
+    of each qube, pools, qubes that were made or removed in this session, what is left of qubes that
+    are no more. Of the qubes the row "qubes" has the verdict over all; the last row, "all", that
+    over everything. Rows of volumes have `qube`, `volume`, `pool`, `device` and `ephemeral`
+    (ramboot_qubes_audit.places).
 
     In a persistent session each row has `would` too: the verdict that it would get in a RAM session
     with the backend, disk policy and swap of the pillar (`ram` for what would not be there).
@@ -308,7 +321,9 @@ def backing(device: str) -> str:
     device
         as in mountinfo or /proc/swaps: /dev/..., or the name of a file system without one.
 
-    Returns `ram`, `disk` (any disk below makes it one) or `unknown`.
+    Returns `ram`, `disk` (any disk below makes it one), `sealed` (the disk of the policy readonly,
+    through the device that refuses every write: the kernel is asked whether the loop device below
+    it is read-only, and what it does not say counts as no) or `unknown`.
 
     CLI Example:
 
@@ -325,7 +340,9 @@ def backing(device: str) -> str:
     kinds = _leaves(os.path.basename(os.path.realpath(device)))
     if "disk" in kinds:
         return "disk"
-    return "ram" if kinds == {"ram"} else "unknown"
+    if kinds == {"ram"}:
+        return "ram"
+    return "sealed" if "sealed" in kinds and kinds <= {"ram", "sealed"} else "unknown"
 
 
 # Status
@@ -450,6 +467,14 @@ def _tree_bytes(top: str) -> int:
     return total
 
 
+def _policy_says(disk: str, backend: str) -> str:
+    if disk == "attached":
+        return ""
+    if backend in __salt__["ramboot_config.defaults"]()["need_the_disk"]:
+        return f"; not with boot:disk {disk}, which the pillar asks for"
+    return f"; with boot:disk {disk} no qube on the disk will start"
+
+
 def _mib(size: int) -> str:
     return f"{size // MIB} MiB"
 
@@ -464,6 +489,7 @@ def _audit_rows() -> list[dict[str, str]]:
         _audit_swap,
         _audit_zram,
         _audit_volumes,
+        _audit_seal,
         _audit_names,
         _audit_disks,
         _audit_grubenv,
@@ -490,9 +516,9 @@ def _session_of_the_pillar() -> dict[str, Any]:
     boot = settings["boot"]
     backend = boot["backend"] if boot["mode"] in ("ask", "off") else boot["mode"]
     return {
-        "lvm": backend != "snapshot" and boot["disk"] != "detached",
+        "lvm": backend != "snapshot" and boot["disk"] == "attached",
         "swap": settings["swap"] == "keep",
-        "mounts": boot["disk"] != "detached",
+        "mounts": boot["disk"] == "attached",
     }
 
 
@@ -526,10 +552,12 @@ def _audit_mounts() -> list[dict[str, str]]:
                 places.append(_place(where, what, "ram"))
         else:
             below = backing(mount["source"])
-            verdict = {"ram": "ram", "disk": "disk"}.get(below, "unknown")
+            verdict = {"ram": "ram", "disk": "disk", "sealed": "ram"}.get(below, "unknown")
             if below == "disk" and not mount["writable"]:
                 # mounting alone can write: journal, thin pool
                 verdict = "trace"
+            if below == "sealed":
+                mode += f"; {SEALED}"
             places.append(_place(where, f"{what}, {mode}", verdict))
     return places
 
@@ -556,7 +584,7 @@ def _audit_swap() -> list[dict[str, str]]:
         found = []
     if not found:
         return [_place("swap", "none is active", "ram")]
-    verdicts = {"ram": "ram", "disk": "disk"}
+    verdicts = {"ram": "ram", "disk": "disk", "sealed": "ram"}
     return [
         _place(
             f"swap {swap['name']}",
@@ -585,10 +613,34 @@ def _audit_volumes() -> list[dict[str, str]]:
             continue
         name = _read(f"{folder}/dm/name").strip()
         below = backing(f"/dev/{os.path.basename(folder)}")
-        if below != "ram":
+        if below == "sealed":
+            places.append(_place(f"volume {name}", f"active; {SEALED}", "ram"))
+        elif below != "ram":
             verdict = "trace" if below == "disk" else "unknown"
             places.append(_place(f"volume {name}", f"active, on {below}", verdict))
     return places
+
+
+def _audit_seal() -> list[dict[str, str]]:
+    """Whether a disk that was to be sealed is, and nothing goes around the seal."""
+    try:
+        with open(_paths()["status"], encoding="utf-8") as source:
+            policy = json.load(source)["disk"]
+    except FileNotFoundError:
+        return []
+    if policy != "readonly":
+        return []
+    for folder in glob.glob(f"{_sys()}/class/block/dm-*"):
+        loop = _sealed_by(os.path.basename(folder))
+        if loop:
+            below = _read(f"{_sys()}/class/block/{loop}/loop/backing_file").strip()
+            device = os.path.basename(os.path.realpath(below))
+            users = sorted(os.listdir(f"{_sys()}/class/block/{device}/holders"))
+            if users:
+                finding = f"{below} is used beside the seal, by {' and '.join(users)}"
+                return [_place("seal", finding, "trace")]
+            return [_place("seal", f"{below}, read through {loop}, which is read-only", "ram")]
+    return [_place("seal", "the disk was to be sealed, and no seal was found", "unknown")]
 
 
 def _audit_grubenv() -> list[dict[str, str]]:
@@ -710,6 +762,27 @@ def _is_our_overlay() -> bool:
     )
 
 
+def _sealed_by(name: str) -> str | None:
+    """The read-only loop device that seals the disk below this device; None where it does not."""
+    folder = f"{_sys()}/class/block/{name}"
+    if not os.path.exists(f"{folder}/dm/name") or _read(f"{folder}/dm/name").strip() != SEAL:
+        return None
+    below = os.listdir(f"{folder}/slaves") if os.path.isdir(f"{folder}/slaves") else []
+    if len(below) == 1 and below[0].startswith("loop") and _read_only_loop(below[0]):
+        return below[0]
+    return None
+
+
+def _read_only_loop(name: str) -> bool:
+    """Whether the loop driver itself refuses writes; sysfs shows a mere flag of the device too."""
+    try:
+        with open(f"/dev/{name}", "rb", buffering=0) as device:
+            info = fcntl.ioctl(device, LOOP_GET_STATUS64, bytes(LOOP_INFO64_BYTES))
+    except OSError:
+        return False
+    return bool(struct.unpack_from("=I", info, LO_FLAGS_AT)[0] & LO_FLAGS_READ_ONLY)
+
+
 def _leaves(name: str) -> set[str]:
     folder = f"{_sys()}/class/block/{name}"
     if not os.path.isdir(folder):
@@ -719,6 +792,8 @@ def _leaves(name: str) -> set[str]:
         return {"ram"}
     if os.path.exists(f"{folder}/dm/name") and _read(f"{folder}/dm/name").strip() == LAYER:
         return {"ram"}
+    if _sealed_by(name):
+        return {"sealed"}
     slaves = os.listdir(f"{folder}/slaves") if os.path.isdir(f"{folder}/slaves") else []
     if slaves:
         return set().union(*(_leaves(slave) for slave in slaves))

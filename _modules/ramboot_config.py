@@ -259,7 +259,7 @@ def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
 
 def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[str]:
     """Backends that can't run with the disk policy; each value on its own is allowed."""
-    if boot.disk != "detached":
+    if boot.disk == "attached":
         return []
     asked = [
         ("ramboot:boot:mode", boot.mode),
@@ -267,8 +267,8 @@ def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[st
         *(("ramboot:grub:entries", entry) for entry in grub.entries),
     ]
     return [
-        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk 'detached' allowed: zram or"
-        " tmpfs"
+        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk '{boot.disk}' allowed: zram"
+        " or tmpfs"
         for where, backend in asked
         if backend in need_the_disk
     ]

@@ -34,8 +34,8 @@ def faults() -> list[str]:
         salt-call --local ramboot_preflight.faults
     """
     known = __salt__["ramboot_config.defaults"]()
-    found = list(__salt__["ramboot_config.faults"]())
-    found += _missing(known["paths"])
+    in_pillar = __salt__["ramboot_config.faults"]()
+    found = [*in_pillar, *_missing(known["paths"])]
     session = session_fault()
     if session:
         # The layout of a RAM root says nothing about the disk's.
@@ -44,8 +44,10 @@ def faults() -> list[str]:
         layout = root_layout()
     except CommandExecutionError as err:
         return [*found, f"the layout of / cannot be read: {err}"]
-    fault = _root_fault(layout, known["roots"])
-    return found + ([fault] if fault else []) + _elsewhere(layout, known["mounts"])
+    of_root = [_root_fault(layout, known["roots"])]
+    if not in_pillar:
+        of_root.append(_policy_fault(layout, __salt__["ramboot_config.load"]()["boot"]["disk"]))
+    return [*found, *filter(None, of_root), *_elsewhere(layout, known["mounts"])]
 
 
 def session_fault() -> str | None:
@@ -196,6 +198,15 @@ def _root_fault(layout: dict[str, Any], supported: list[dict[str, Any]]) -> str 
                 return f"/ is {layout['fstype']} without a subvolume; {wanted}"
             return None
     return f"/ is {layout['fstype']} on {layout['kind']}; {wanted}"
+
+
+def _policy_fault(layout: dict[str, Any], disk: str) -> str | None:
+    if disk != "readonly" or layout["unknown"] or layout["kind"] != "partition":
+        return None
+    return (
+        "ramboot:boot:disk: 'readonly' seals the disk under LVM, and / is"
+        f" {layout['fstype']} on {layout['kind']}; allowed: attached or detached"
+    )
 
 
 def _elsewhere(layout: dict[str, Any], rule: dict[str, list[str]]) -> list[str]:

@@ -27,6 +27,7 @@ MIB = 1 << 20
 FILE_DRIVERS = ("file", "file-reflink")
 FOLDERS = ("appvms", "vm-templates")
 CLOCK_SLACK_S = 60
+SEALED = "on the sealed disk, which refuses every write"
 WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
@@ -185,6 +186,8 @@ def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
     mount = __salt__["ramboot_qubes_pools.mount_of"](real, mounts)
     kind = __salt__["ramboot.backing"](mount["source"])
     words = f"{real} on {mount['source']}"
+    if kind == "sealed":
+        return "ram", f"{words}, {SEALED}"
     if mount["target"] == "/" and kind == "disk":
         # a persistent boot: say what a RAM session would make of it
         words += ", with the root in RAM in a RAM session"
@@ -206,7 +209,9 @@ def _where_lvm(config: dict[str, str]) -> tuple[str, str]:
     words = f"thin pool {group}/{pool}"
     if not kinds:
         return "unknown", f"{words}, which is not active"
-    return next(kind for kind in ("disk", "unknown", "ram") if kind in kinds), words
+    if "sealed" in kinds and kinds <= {"ram", "sealed"}:
+        return "ram", f"{words}, {SEALED}"
+    return next((kind for kind in ("disk", "unknown", "ram") if kind in kinds), "unknown"), words
 
 
 def _device_mapper() -> dict[str, str]:

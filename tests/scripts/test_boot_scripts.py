@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
-PARTS = ("lib", "ask", "source", "copy", "root", "snapshot", "overlay")
+PARTS = ("lib", "ask", "source", "copy", "root", "snapshot", "overlay", "seal")
 GOOD = {
     "version": "1",
     "mode": "ask",
@@ -384,6 +384,29 @@ def test_the_copy_mounts_neither_root_nor_swap_nor_boot(shell: Shell, tmp_path: 
     assert not (root / "etc/systemd/system/qubes-meminfo-writer-dom0.service").is_symlink()
 
 
+@pytest.mark.parametrize("disk", ["readonly", "detached"])
+def test_nothing_of_a_disk_that_is_sealed_or_gone_is_mounted(
+    shell: Shell, tmp_path: Path, disk: str
+) -> None:
+    root = a_root(tmp_path)
+    script = "kernel_name() { printf '%s' \"${1##*/}\"; }\nST_DISK=$DISK" + PREPARE
+    assert shell(script, SWAP="keep", BACKEND="zram", DISK=disk).stdout == "done"
+    active = [line for line in (root / "etc/fstab").read_text().splitlines() if line[0] != "#"]
+    assert [line.split()[3] for line in active if line[0] != "t"] == [
+        "defaults,ro,noauto,nofail",
+        "umask=0077,ro,noauto,nofail",
+        "defaults,x-systemd.device-timeout=0,nofail,noauto",
+        "sw",
+        "defaults,nofail,noauto",
+    ]
+    lvm = root / "etc/lvm/lvmlocal.conf"
+    if disk == "readonly":
+        # the system's LVM sees the sealed disk and no other
+        assert 'global_filter=["a|^/dev/mapper/ramboot-seal$|","r|.*|"]' in lvm.read_text()
+    else:
+        assert not lvm.exists()
+
+
 def test_swap_kept_stays_as_it_was(shell: Shell, tmp_path: Path) -> None:
     root = a_root(tmp_path)
     assert shell(PREPARE, SWAP="keep", BACKEND="tmpfs").stdout == "done"
@@ -550,3 +573,110 @@ def test_the_store_is_not_larger_than_the_disk(shell: Shell, tmp_path: Path) -> 
         'snapshot_plan && echo "$LAYER_STORE_MIB"'
     )
     assert done.stdout.strip() == str(6144 + 1)
+
+
+# --- the seal -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        ("exit 1", "sealed"),
+        ("exit 0", "the seal of /dev/disk takes writes"),
+        # dd, or timeout, was ended: the write may be under way
+        ("kill -9 $$", "the seal of /dev/disk does not refuse a write at once"),
+        ("exit 124", "the seal of /dev/disk does not refuse a write at once"),
+    ],
+)
+def test_a_seal_that_takes_a_write_is_none(
+    shell: Shell, tmp_path: Path, write: str, said: str
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "dd").write_text(
+        f'#!/bin/sh\ncase "$*" in *of=/dev/mapper/*) {write} ;; esac\nexit 0\n'
+    )
+    (tools / "dd").chmod(0o755)
+    done = shell(
+        "SOURCE_DISK=/dev/disk\nseal_holds && printf sealed || printf '%s' \"$reason\"",
+        PATH=f"{tools}:{os.environ['PATH']}",
+    )
+    assert done.stdout == said
+
+
+def test_a_disk_that_can_not_be_read_through_the_seal_is_not_sealed(shell: Shell) -> None:
+    done = shell("SOURCE_DISK=/dev/disk SEAL=none\nseal_holds || printf '%s' \"$reason\"")
+    assert "dd failed" in done.stdout
+
+
+def test_no_read_only_loop_device_is_said(shell: Shell, tmp_path: Path) -> None:
+    done = shell(
+        'blockdev() { printf 4096; }\nmodprobe() { :; }\ntimeout() { shift 3; "$@"; }\n'
+        "losetup() { echo 'losetup: no free loop device' >&2; return 1; }\n"
+        'SOURCE_DISK=/dev/disk\nseal_up "$P" || printf \'%s\' "$reason"; seal_down'
+    )
+    assert done.stdout == "the disk /dev/disk could not be sealed: no read-only loop device"
+    assert not (tmp_path / "run/ramboot/seal-loop").exists()
+
+
+@pytest.mark.parametrize(
+    ("seen", "alone"),
+    [
+        ("/dev/mapper/ramboot-seal", True),
+        ("", False),
+        ("/dev/mapper/luks-1", False),
+        ("/dev/mapper/ramboot-seal /dev/mapper/luks-1", False),
+    ],
+)
+def test_the_systems_lvm_must_see_the_seal_alone(shell: Shell, seen: str, alone: bool) -> None:
+    done = shell(
+        "try() { :; }\numount() { :; }\n"
+        f"timeout() {{ shift 3; [ \"$1 $2 $3\" = 'chroot /new lvm' ] && echo '  {seen}'; }}\n"
+        'lvm_sees_alone /new "$SEAL" && printf alone || printf \'%s\' "$reason"'
+    )
+    expected = f"LVM of the system would use other devices than ramboot's: {seen}"
+    assert done.stdout == ("alone" if alone else expected)
+
+
+# --- which disk policy ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "disk", "root", "reason"),
+    [
+        ("zram", "readonly", "lvm", None),
+        ("tmpfs", "readonly", "lvm", None),
+        ("tmpfs", "detached", "device", None),
+        ("overlay", "attached", "device", None),
+        ("zram", "readonly", "device", "ramboot.disk=readonly needs a root on LVM"),
+        ("snapshot", "readonly", "lvm", "the backend snapshot needs the disk's volume group"),
+        ("overlay", "readonly", "lvm", "the backend overlay needs the disk's volume group"),
+        ("overlay", "detached", "lvm", "the backend overlay needs the disk: it can't be detached"),
+        ("zram", "sealed", "lvm", "ramboot.disk=sealed is not known"),
+    ],
+)
+@pytest.mark.parametrize("given", ["argument", "configuration"])
+def test_disk_policies_and_what_contradicts_them(
+    shell: Shell,
+    tmp_path: Path,
+    given: str,
+    backend: str,
+    disk: str,
+    root: str,
+    reason: str | None,
+) -> None:
+    if given == "argument":
+        config(tmp_path)
+        arguments = f"ramboot=) printf {backend} ;; ramboot.disk=) printf {disk} ;;"
+    else:
+        config(tmp_path, mode=backend, backend=backend, disk=disk)
+        arguments = ""
+        if disk == "sealed":
+            reason = f"the configuration {tmp_path}/etc/ramboot/ramboot.conf has a line"
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    decide = text[text.index("\ndecide() {") : text.index("\nask_user() {")]
+    done = shell(
+        f"getarg() {{ case $1 in {arguments} *) return 1 ;; esac; }}\n{decide}\n"
+        f'ROOT_KIND={root}; decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"'
+    )
+    assert done.stdout.startswith(reason or f"{backend} {disk}"), done.stdout + done.stderr

@@ -115,6 +115,13 @@ def test_status_of_a_snapshot_shows_how_full_its_store_is(dom0):
     assert lines["zram"].strip() == "1.6 GiB of RAM for 4.0 GiB, lz4"
 
 
+def test_status_of_a_sealed_disk_says_what_does_not_work(dom0):
+    dom0.note(disk="readonly")
+    lines = shown(dom0.run("status"))
+    assert lines["Session"].strip() == "in RAM (zram), disk readonly"
+    assert lines["Disk"].strip() == "sealed: qubes on it can be read, not started"
+
+
 def test_status_of_a_session_that_fell_back_says_why(dom0):
     dom0.note(session="persistent", backend=None, disk=None, reason="not enough RAM")
     lines = dom0.run("status").stdout.splitlines()

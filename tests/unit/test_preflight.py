@@ -245,6 +245,17 @@ def test_recorded_layout(preflight, dom0, tools, path):
     )
 
 
+def test_a_seal_needs_lvm(preflight, dom0, tools):
+    dom0.pillar["ramboot"] = {"boot": {"disk": "readonly"}}
+    assert preflight.faults() == []
+    tools.devices = tools.devices[0]["children"]
+    tools.mounts[0]["source"] = "/dev/mapper/luks-1"
+    assert preflight.faults() == [
+        "ramboot:boot:disk: 'readonly' seals the disk under LVM, and / is ext4 on partition;"
+        " allowed: attached or detached"
+    ]
+
+
 def test_btrfs_over_two_disks_is_refused(preflight, dom0, tools):
     tools.mounts = [mount("/", "/dev/sda2", "btrfs", "/root", "5eed")]
     tools.devices = [device("/dev/sda2", "part", device("/dev/sda", "disk"))]

@@ -266,7 +266,23 @@ def test_a_link_to_the_disk_below_the_ram_pool_is_found(dom0, qubesd, tmp_path):
     assert dom0.verdicts()[f"qube {DVM} private"] == "disk"
 
 
+def test_volumes_on_a_sealed_disk_take_no_traces(dom0):
+    dom0.in_ram()
+    dom0.devices["/dev/dm-7"] = "sealed"
+    found = dom0.rows()
+    sealed = "thin pool qubes_dom0/vm-pool, on the sealed disk, which refuses every write"
+    assert found["pool vm-pool"] == ("ram", f"lvm_thin, {sealed}")
+    assert found["qube default-dvm private"] == ("ram", f"pool vm-pool, {sealed}")
+
+
 # Fail closed
+
+
+def test_a_pool_beside_the_seal_is_on_the_disk(dom0):
+    dom0.in_ram()
+    dom0.mapper("dm-8", "qubes_dom0-vm--pool_tdata")
+    dom0.devices |= {"/dev/dm-7": "sealed", "/dev/dm-8": "disk"}
+    assert dom0.rows()["pool vm-pool"][0] == "disk"
 
 
 def test_a_pool_that_is_not_known_or_not_there_is_unknown(dom0, qubesd):

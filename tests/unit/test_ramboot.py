@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -276,6 +278,16 @@ def test_plan_counts_a_btrfs_subvolume_by_its_files(world, system, ramboot):
     os.link(first, f"{world.root}/dom0/same-file")
     found = ramboot.plan()["zram"]
     assert 4 * MIB <= found["source_bytes"] < 5 * MIB
+
+
+@pytest.mark.parametrize("disk", ["readonly", "detached"])
+def test_plan_says_what_the_disk_policy_means(world, ramboot, disk):
+    world.pillar["ramboot"] = {"boot": {"disk": disk}}
+    found = ramboot.plan()
+    assert found["zram"]["says"].endswith(f"; with boot:disk {disk} no qube on the disk will start")
+    assert found["overlay"]["says"].endswith(
+        f"; not with boot:disk {disk}, which the pillar asks for"
+    )
 
 
 def test_plan_changes_nothing(world, ramboot):
@@ -568,6 +580,60 @@ def test_what_lies_on_the_layer_is_written_to_ram(system, ramboot):
     system.mounts.append("25 21 253:10 / /mnt rw - ext4 /dev/dm-10 rw")
     system.write()
     assert verdicts(ramboot.audit())["/mnt"] == "ram"
+
+
+def sealed(system, ramboot, monkeypatch, flags, holders=()):
+    """A RAM session under the disk policy readonly; `flags` are the loop driver's (linux
+    include/uapi/linux/loop.h; 1: read-only, 16: direct I/O).
+    """
+    system.world.write("/run/ramboot/status.json", json.dumps({**NOTED, "disk": "readonly"}))
+    system.block("loop0")
+    system.world.write("/sys/class/block/loop0/loop/backing_file", "/dev/dm-0\n")
+    (system.world.root / "sys/class/block/dm-0/holders").mkdir()
+    for holder in holders:
+        system.world.write(f"/sys/class/block/dm-0/holders/{holder}")
+    system.block("dm-5", slaves=["loop0"])
+    system.world.write("/sys/class/block/dm-5/dm/name", "ramboot-seal\n")
+    system.block("dm-1", slaves=["dm-5"], uuid="LVM-abc", dm="qubes_dom0-vm")
+    (system.world.root / "sys/class/block/dm-1/slaves/dm-0").unlink()
+    system.zram(2)
+    system.mounts[1] = "22 21 253:1 / /mnt ro,relatime - ext4 /dev/dm-1 ro"
+    system.write()
+
+    def ioctl(device, request, room):
+        assert (device, request, len(room)) == ("/dev/loop0", 0x4C05, 232)
+        if flags is None:
+            raise OSError("no such device")
+        return struct.pack("=5Q4I", 5, 6, 7, 8, 9, 10, 11, 12, flags).ljust(232, b"\0")
+
+    def opened(path, *how, **more):
+        return contextlib.nullcontext(path) if path == "/dev/loop0" else open(path, *how, **more)
+
+    monkeypatch.setattr(ramboot.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(ramboot, "open", opened, raising=False)
+    return {row["place"]: (row["verdict"], row["finding"]) for row in ramboot.audit()}
+
+
+def test_a_sealed_disk_takes_no_traces(system, ramboot, monkeypatch):
+    found = sealed(system, ramboot, monkeypatch, 17)
+    refuses = "the disk is sealed and refuses every write"
+    assert found["seal"] == ("ram", "/dev/dm-0, read through loop0, which is read-only")
+    assert found["volume qubes_dom0-vm"] == ("ram", f"active; {refuses}")
+    assert found["/mnt"] == ("ram", f"ext4 from /dev/dm-1, read-only; {refuses}")
+    assert ramboot.backing("/dev/dm-1") == "sealed"
+
+
+@pytest.mark.parametrize("flags", [16, None], ids=["writable", "not told"])
+def test_a_seal_that_is_none_counts_as_a_trace(system, ramboot, monkeypatch, flags):
+    found = sealed(system, ramboot, monkeypatch, flags)
+    assert found["seal"] == ("unknown", "the disk was to be sealed, and no seal was found")
+    assert found["volume qubes_dom0-vm"] == ("unknown", "active, on unknown")
+    assert found["/mnt"][0] == "unknown"
+
+
+def test_what_goes_around_the_seal_is_a_trace(system, ramboot, monkeypatch):
+    found = sealed(system, ramboot, monkeypatch, 17, holders=["dm-7"])
+    assert found["seal"] == ("trace", "/dev/dm-0 is used beside the seal, by dm-7")
 
 
 def test_the_last_mount_at_a_place_counts(system, ramboot):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The backend overlay, and the disk policy detached."""
+"""The backend overlay, and the disk policies readonly and detached."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from vm.claims import assert_persistent, assert_ram_session, settled, status
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
+# As a qube writes: past the page cache, so that an error is the writer's.
+WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
 
 
 def test_an_overlay_keeps_dom0s_writes_in_ram(machine: MachineMaker) -> None:
@@ -24,9 +26,12 @@ def test_an_overlay_keeps_dom0s_writes_in_ram(machine: MachineMaker) -> None:
     dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=50 status=none && sync")
     # qubes on the disk work
     assert "vm-work-private" in dom0.succeed("lvs --noheadings -o lv_name qubes_dom0")
-    dom0.poweroff()
     # activating a thin pool writes its superblock
     assert dom0.written_bytes() < 64 << 10
+    # what a sealed disk refuses: see below
+    dom0.succeed(f"{WRITE} of=/dev/qubes_dom0/vm-work-private")
+    dom0.poweroff()
+    assert dom0.written_bytes() > 4 << 20
 
 
 def test_an_overlay_over_a_dirty_journal_is_refused(machine: MachineMaker) -> None:
@@ -58,6 +63,54 @@ def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineM
     dom0.shell()
     assert_persistent(dom0, "injected fault")
     dom0.succeed("touch /root/note && sync")
+
+
+@pytest.mark.parametrize(("layout", "backend"), [("luks-thin", "zram"), ("thin", "tmpfs")])
+def test_a_sealed_disk_refuses_every_write(
+    machine: MachineMaker, layout: str, backend: str
+) -> None:
+    dom0 = machine(build.base(layout))
+    initrd = build.initramfs(backend=backend, disk="readonly", timeout_s=0)
+    dom0.start_direct(initrd=initrd)
+    dom0.unlock()
+    dom0.at_prompt()
+    said = "no qube on the disk will start, network and USB qubes included"
+    assert said in dom0.console.transcript.text()
+    dom0.answer("y")
+    dom0.shell()
+    told = status(dom0)
+    assert (told["session"], told["disk"], told["reason"]) == ("ram", "readonly", None)
+    assert settled(dom0) == "running", dom0.succeed("systemctl --failed --plain --no-legend")
+    volume, seal = "/dev/qubes_dom0/vm-work-private", "/dev/mapper/ramboot-seal"
+    assert dom0.succeed("lvs --noheadings -o lv_active qubes_dom0/vm-work-private").split() == [
+        "active"
+    ]
+    assert dom0.succeed("pvs --noheadings -o pv_name").split() == [seal]
+    # what a qube has can be read
+    dom0.succeed(f"mount -o ro,noload {volume} /mnt && umount /mnt")
+    for attempt in (
+        # qubesd: a qube's start, a new qube, one removed
+        "lvcreate -kn -ay -s -n vm-work-private-snap qubes_dom0/vm-work-private",
+        "lvcreate -V 100M --thinpool vm-pool -n vm-new-private qubes_dom0",
+        "lvremove -f qubes_dom0/vm-work-root",
+        # a running qube: what is there, what is new, a file system
+        f"{WRITE} of={volume}",
+        f"{WRITE} of={volume} seek=900",
+        f"mount {volume} /mnt",
+        # under the pools, the read-only flags taken away
+        f"blockdev --setrw /dev/loop[0-9] {seal}; {WRITE} of={seal} seek=100",
+        f"blkdiscard -f -z {seal}",
+    ):
+        # 124: it hung
+        dom0.succeed(
+            f"timeout -k 5 30 sh -c '{attempt}'; code=$?; test $code != 0 -a $code -lt 124"
+        )
+    # a thin pool takes a discard, and takes it back when its metadata can't be written
+    dom0.succeed(f"blkdiscard -f {volume}; sync")
+    dom0.succeed(f"mount -o ro,noload {volume} /mnt && umount /mnt")
+    dom0.poweroff(60)
+    assert dom0.written_bytes() == 0
+    assert dom0.disk_unchanged()
 
 
 @pytest.mark.parametrize(("layout", "backend"), [("luks-thin", "zram"), ("luks-btrfs", "tmpfs")])

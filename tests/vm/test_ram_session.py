@@ -83,7 +83,7 @@ def test_once_boots_into_ram_a_single_time_and_the_next_boot_knows_nothing_of_it
         pytest.param("ramboot.timeout=4", None, id="nobody-answers"),
         pytest.param("ramboot=snapshoot", "ramboot=snapshoot is unknown", id="unknown-argument"),
         pytest.param(
-            "ramboot=zram ramboot.disk=readonly", "ramboot.disk=readonly", id="unknown-policy"
+            "ramboot=zram ramboot.disk=sealed", "ramboot.disk=sealed", id="unknown-policy"
         ),
     ],
 )

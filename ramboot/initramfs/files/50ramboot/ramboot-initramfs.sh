@@ -16,7 +16,7 @@
 # before the copy is proven, and recover leaves the machine as if we had not been there.
 
 . /lib/dracut-lib.sh
-for part in lib ask source copy root snapshot overlay; do
+for part in lib ask source copy root snapshot overlay seal; do
     # shellcheck disable=SC1090 # the parts beside this file
     . "/usr/lib/ramboot/ramboot-$part.sh"
 done
@@ -61,12 +61,22 @@ decide() {
     case $ST_DISK,$ST_BACKEND in
         attached,*) ;;
         detached,zram | detached,tmpfs) ;;
+        readonly,zram | readonly,tmpfs)
+            [ "$ROOT_KIND" = lvm ] || {
+                reason='ramboot.disk=readonly needs a root on LVM; ramboot.disk=detached does not'
+                return 1
+            }
+            ;;
         detached,*)
             reason="the backend $ST_BACKEND needs the disk: it can't be detached"
             return 1
             ;;
+        readonly,*)
+            reason="the backend $ST_BACKEND needs the disk's volume group: it can't be sealed (readonly)"
+            return 1
+            ;;
         *)
-            reason="ramboot.disk=$(printable "$ST_DISK") is not known to this version of ramboot (known: attached, detached)"
+            reason="ramboot.disk=$(printable "$ST_DISK") is not known to this version of ramboot (known: attached, readonly, detached)"
             return 1
             ;;
     esac
@@ -90,12 +100,18 @@ ask_user() {
         || ASK_NEEDED=$(human $(($(need_bytes "$ST_BACKEND" "$estimate") + (CONF_reserve_mib + CONF_headroom_mib) * MIB)))
     ASK_AVAILABLE=$(human "$(meminfo_bytes MemAvailable)")
     phase ask
+    [ "$ST_DISK" = attached ] || screen "$(disk_notice)"
     ask
     say "Boot to RAM? $answer ($answered)"
     [ "$answer" = y ] || {
         [ "$answered" != tries ] || reason='the question was not answered with y or n'
         return 1
     }
+}
+
+# disk_notice: what will not work without a disk that can be written.
+disk_notice() {
+    printf 'Disk policy %s: no qube on the disk will start, network and USB qubes included.' "$ST_DISK"
 }
 
 # --- build and prove ------------------------------------------------------------------------
@@ -253,6 +269,7 @@ finish_build() {
         overlay,*) ;;
         # detached: dracut and systemd wait for the root's device; they get the layer's until hand_over
         snapshot,* | *,detached,lvm) layer_stays || return 1 ;;
+        *,readonly,*) seal_up "$RUN/root/root" && layer_stays || return 1 ;;
         *)
             layer_down || return 1
             rescan
@@ -262,6 +279,7 @@ finish_build() {
         snapshot) say 'all of the disk is behind a copy-on-write layer in RAM (snapshot)' ;;
         *) say "the root file system is in RAM ($ST_BACKEND)" ;;
     esac
+    [ "$ST_DISK" = attached ] || say "$(disk_notice)"
 }
 
 # save_state, load_state: what a later phase, another process, needs to know.
@@ -297,12 +315,25 @@ take_back() {
     umount_below "$RUN/source"
     umount_below "$RUN/root"
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
+    seal_down
     if [ -e "$RUN/layer" ] || [ -e "$RUN/layer-kept" ]; then
         rm -f /etc/lvm/lvmlocal.conf
         layer_down || warn "$reason"
         rescan
     fi
     rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept"
+}
+
+# volumes_back: at pre-mount nobody scans for volumes any more.
+volumes_back() {
+    local lv
+    [ "$ROOT_KIND" = lvm ] || return 0
+    for lv in $(getargs rd.lvm.lv); do
+        [ -b "/dev/mapper/$(dm_name "$lv")" ] \
+            || timeout -k 5 60 lvm lvchange -ay -K --yes --sysinit "$lv" > /dev/null 2>&1 \
+            || warn "the volume $lv could not be activated"
+    done
+    udevadm settle --timeout=30
 }
 
 # persistent: reports a boot from the disk.
@@ -344,6 +375,7 @@ pre_mount() {
         return 0
     }
     take_back
+    volumes_back
     persistent
 }
 
@@ -367,7 +399,10 @@ hand_over() {
     fi
     try 10 mount --move "$RUN/root/root" "${NEWROOT:-/sysroot}" || return 1
     umount "$RUN/root" 2> /dev/null || :
-    [ "$ST_DISK" != detached ] || detach_disk
+    case $ST_DISK in
+        detached) detach_disk ;;
+        readonly) layer_down && rm -f "$RUN/layer-kept" ;;
+    esac
 }
 
 # give_back_sysroot: systemd's own units for the disk's root again.

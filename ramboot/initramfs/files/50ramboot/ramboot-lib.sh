@@ -127,7 +127,7 @@ read_config() {
             mode) one_of "$value" ask off zram tmpfs snapshot overlay ;;
             backend) one_of "$value" zram tmpfs snapshot overlay ;;
             default) one_of "$value" y n ;;
-            disk) one_of "$value" attached detached ;;
+            disk) one_of "$value" attached readonly detached ;;
             swap) one_of "$value" session off keep ;;
             zram_algorithm) one_of "$value" auto lz4 lzo-rle lzo zstd ;;
             zram_size_mib | tmpfs_size_mib | snapshot_store_mib) [ "$value" = auto ] || is_number "$value" ;;

@@ -61,6 +61,8 @@ same_btrfs() {
 root_prepare() {
     rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && {
         [ "$CONF_swap" = keep ] || no_swap "$1"
+    } && {
+        [ "$ST_DISK" != readonly ] || layer_lvm_config "$1" "$SEAL"
     } || {
         reason="${reason:-the copy could not be prepared}"
         return 1
@@ -73,16 +75,19 @@ replace_file() {
 }
 
 # rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay
-# unmounted, qubes' volumes may lack.
+# unmounted, qubes' volumes may lack. Nothing is mounted of a disk that is sealed or gone; /boot by
+# hand is read-only then.
 rewrite_fstab() {
     [ -f "$1/etc/fstab" ] || return 0
-    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" -v lost="$([ "$ST_DISK" != detached ] || printf ',noauto')" '
+    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
+        -v lost="$(! one_of "$ST_DISK" readonly detached || printf ',noauto')" \
+        -v boot="$(! one_of "$ST_DISK" readonly detached || printf ',ro')" '
         /^[ \t]*(#|$)/ { print; next }
         $2 == "/" && backend == "snapshot" { print; next }
         $2 == "/" || ($3 == "swap" && keep != "keep") || (btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
             print "# RAM session: " $0; next
         }
-        $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" { $4 = $4 ",noauto,nofail"; $6 = 0; print; next }
+        $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" { $4 = $4 boot ",noauto,nofail"; $6 = 0; print; next }
         $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// { $4 = $4 ",nofail" lost; $6 = 0; print; next }
         { print }' "$1/etc/fstab" | replace_file "$1/etc/fstab"
 }

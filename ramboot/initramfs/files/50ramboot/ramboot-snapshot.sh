@@ -16,7 +16,7 @@ make_snapshot() {
     snapshot_plan && budget && layer_up || return 1
     phase prepare
     source_mount && root_check "$RUN/source" && measure && root_prepare "$RUN/source" \
-        && layer_lvm_config "$RUN/source" && snapshot_lvm_sees_layer_alone "$RUN/source" && layer_healthy || return 1
+        && layer_lvm_config "$RUN/source" && lvm_sees_alone "$RUN/source" "$LAYER" && layer_healthy || return 1
     umount_below "$RUN/source"
     ! mountpoint -q "$RUN/source" || {
         reason="the root in ramboot's layer is busy"
@@ -52,24 +52,6 @@ snapshot_plan() {
     LAYER_ALGORITHM=$CONF_zram_algorithm
     [ "$LAYER_ALGORITHM" != auto ] || LAYER_ALGORITHM=
     ST_BYTES=0
-}
-
-# snapshot_lvm_sees_layer_alone ROOT: asks the system's own LVM, before it starts.
-snapshot_lvm_sees_layer_alone() {
-    local dir seen
-    for dir in dev proc sys run; do
-        try 10 mount --bind "/$dir" "$1/$dir" || return 1
-    done
-    seen=$(timeout -k 5 60 chroot "$1" lvm pvs --nolocking --noheadings -o pv_name 2> /dev/null < /dev/null)
-    for dir in run sys proc dev; do
-        umount "$1/$dir" || return 1
-    done
-    # shellcheck disable=SC2086 # the words
-    set -- $seen
-    [ "$*" = "/dev/mapper/$LAYER" ] || {
-        reason="LVM of the system would use other devices than ramboot's layer: $(printable "$*")"
-        return 1
-    }
 }
 
 # snapshot_ready: the last look before the root is mounted.

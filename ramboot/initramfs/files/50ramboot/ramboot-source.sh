@@ -204,9 +204,9 @@ layer_lvm() {
     try 120 lvm "$@" --config "$(layer_lvm_devices) activation{monitoring=0}"
 }
 
-# layer_lvm_devices: LVM configuration with the layer as the only device there is.
+# layer_lvm_devices [NAME]: LVM configuration with the layer, or NAME, as the only device there is.
 layer_lvm_devices() {
-    printf 'devices{global_filter=["a|^/dev/mapper/%s$|","r|.*|"] filter=["a|.*|"] use_devicesfile=0}' "$LAYER"
+    printf 'devices{global_filter=["a|^/dev/mapper/%s$|","r|.*|"] filter=["a|.*|"] use_devicesfile=0}' "${1:-$LAYER}"
 }
 
 # layer_volumes: what the kernel line asks dracut to activate, which LVM's own scan leaves
@@ -219,12 +219,31 @@ layer_volumes() {
     done
 }
 
-# layer_lvm_config ROOT: for the LVM there. lvmlocal.conf comes last (lvm.conf(5)).
+# layer_lvm_config ROOT [NAME]: for the LVM there. lvmlocal.conf comes last (lvm.conf(5)).
 layer_lvm_config() {
     mkdir -p "$1/etc/lvm" && rm -f "$1/etc/lvm/lvmlocal.conf" \
-        && printf '# RAM session: the disk is written through the layer alone\n%s\n' "$(layer_lvm_devices)" \
+        && printf '# RAM session: the disk is reached through this device alone\n%s\n' "$(layer_lvm_devices "${2:-}")" \
             > "$1/etc/lvm/lvmlocal.conf" || {
         reason='LVM could not be told of the layer'
+        return 1
+    }
+}
+
+# lvm_sees_alone ROOT NAME: asks the system's own LVM, before it starts.
+lvm_sees_alone() {
+    local dir seen
+    for dir in dev proc sys run; do
+        try 10 mount --bind "/$dir" "$1/$dir" || return 1
+    done
+    seen=$(timeout -k 5 60 chroot "$1" lvm pvs --nolocking --noheadings -o pv_name 2> /dev/null < /dev/null)
+    for dir in run sys proc dev; do
+        umount "$1/$dir" || return 1
+    done
+    # shellcheck disable=SC2086 # the words
+    set -- "$2" $seen
+    [ $# -eq 2 ] && [ "$2" = "/dev/mapper/$1" ] || {
+        shift
+        reason="LVM of the system would use other devices than ramboot's: $(printable "$*")"
         return 1
     }
 }
