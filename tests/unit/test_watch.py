@@ -340,18 +340,37 @@ def test_at_95_percent_qubes_are_paused_and_go_on_below_85(session, watch, capsy
     assert session.did("--pause")[1][4:] == ["vault", "work"]
     assert session.filled["paused"] == ["work", "vault", "late"]
 
-    session.answers["--unpause"] = "work late\n"
+    session.answers["--unpause"] = None  # qubesd does not answer
     session.store(86)
+    session.now += 10
     watch.look()
     assert session.did("--unpause") == []
     capsys.readouterr()
     session.store(84)
     watch.look()
     assert session.did("--unpause")[0][4:] == ["work", "vault", "late"]
+    assert session.filled["paused"] == ["work", "vault", "late"]
+    session.answers["--unpause"] = "work late\n"
+    session.now += 9
+    watch.look()
+    session.now += 1
+    watch.look()
+    assert len(session.did("--unpause")) == 2
     assert told(capsys) == ["<5>ramboot: there is room again, no longer paused: work, late"]
     assert session.filled["paused"] == []
+    session.now += 10
     watch.look()
-    assert len(session.did("--unpause")) == 1
+    assert len(session.did("--unpause")) == 2
+
+
+def test_a_pause_that_failed_is_tried_again(session, watch):
+    session.answers["--pause"] = None
+    session.store(96)
+    for _ in range(3):
+        watch.look()
+        session.now += 10
+    assert len(session.did("--pause")) == 3
+    assert session.filled["paused"] == []
 
 
 def test_a_restarted_watch_knows_whom_it_paused(session, watch):

@@ -8,7 +8,6 @@ formula applied (test_snapshot.py, test_ram_session.py).
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vm import build
+from vm.claims import filled
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
@@ -85,28 +85,33 @@ def start_watch(dom0: Machine) -> None:
     dom0.install_payload()
     dom0.succeed("systemctl daemon-reload && systemctl start multi-user.target")
     dom0.succeed(wait("systemctl is-active ramboot-watch"))
-    dom0.succeed(wait("test -e /run/ramboot/filled.json"))
 
 
 def wait(condition: str, seconds: int = 90) -> str:
-    return (
-        f"for i in $(seq {seconds}); do {condition} >/dev/null && break; sleep 1; done; {condition}"
-    )
+    """A command that succeeds once `condition` does."""
+    loop = f"for i in $(seq {seconds}); do {condition} >/dev/null && break; sleep 1; done"
+    return f"{loop}; {condition}"
 
 
-def filled(dom0: Machine) -> dict:
-    return json.loads(dom0.succeed("cat /run/ramboot/filled.json"))
-
-
-def fill_to(dom0: Machine, percent: int) -> None:
-    """Write, as a qube would, until the watch has found that much."""
+def fill_to(dom0: Machine, percent: int, step_mib: int = 4) -> None:
+    """Write what can't be compressed until the watch has found that much."""
     dom0.succeed(
-        "while ! python3 -c 'import json, sys; "
-        f'sys.exit(json.load(open("/run/ramboot/filled.json"))["percent"] < {percent})\'; '
-        "do dd if=/dev/urandom of=/root/fill bs=1M count=4 oflag=append conv=notrunc,fsync "
-        "status=none; sleep 2.5; done",
-        timeout_s=400,
+        f"cat > /run/fill <<'END'\n{FILL}END\nsh /run/fill {percent} {step_mib}", timeout_s=400
     )
+
+
+FILL = """
+percent() { sed 's/.*"percent": \\([0-9]*\\).*/\\1/' /run/ramboot/filled.json; }
+while [ "$(percent)" -lt "$1" ]; do
+    dd if=/dev/urandom of=/root/fill bs=1M count="$2" oflag=append conv=notrunc,fsync status=none
+    sleep 2.5
+done
+"""
+
+
+def said(dom0: Machine, priority: str) -> str:
+    """What the journal has from us with just this priority."""
+    return dom0.succeed(f"journalctl -b -t ramboot -p {priority}..{priority} -o cat")
 
 
 def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
@@ -121,11 +126,7 @@ def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
     dom0.unlock()
     dom0.shell()
     start_watch(dom0)
-    print(
-        dom0.succeed(
-            "cat /run/ramboot/filled.json; ramboot status; ls -l /run/ramboot; grep -E 'VmRSS|RssAnon' /proc/$(systemctl show -p MainPID --value ramboot-watch)/status"
-        )
-    )
+    debug(dom0, "ls -l /run/ramboot; dmsetup status ramboot-layer")
 
     # what is deleted gives its RAM back, and nobody did anything
     dom0.succeed("dd if=/dev/urandom of=/root/gone bs=1M count=50 conv=fsync status=none")
@@ -136,24 +137,66 @@ def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
 
     for percent, priority in ((70, "warning"), (85, "crit")):
         fill_to(dom0, percent)
-        told = dom0.succeed(f"journalctl -b -t ramboot -p {priority}..{priority} -o cat")
-        print(told)
-        assert f"{percent}" in told
-    assert filled(dom0)["paused"] == []
+        assert " % of the store for this session is used" in said(dom0, priority)
+        assert filled(dom0)["paused"] == []
     fill_to(dom0, 95)
+    # the one with the keyboard and the one that is halted are left alone
     dom0.succeed(wait("grep work /run/ramboot/filled.json"))
-    # the qube with the keyboard goes on
     assert filled(dom0)["paused"] == ["work"]
-    print(
-        dom0.succeed(
-            "journalctl -b -t ramboot -o short; dmsetup status ramboot-layer; ramboot status; cat /run/qubes.json"
-        )
-    )
+    assert "paused: work" in dom0.succeed("ramboot status")
+    debug(dom0, "dmsetup status ramboot-layer; cat /run/qubes.json")
+
     # dom0 writes on
-    dom0.console.enter("cat /dev/urandom > /root/fill2")
-    dom0.wait_for("the session is lost", 120)
+    dom0.console.enter("cat /dev/urandom > /root/more")
+    dom0.wait_for("the session is lost", 180)
     dom0.console.drain(5)
     print(dom0.console.transcript.last_lines(60))
     assert dom0.written_bytes() == 0
+    dom0.crash()
+    assert dom0.disk_unchanged()
+
+
+def debug(dom0, more):
+    print(
+        dom0.succeed(
+            "cat /run/ramboot/filled.json; echo; ramboot status; journalctl -b -t ramboot -o short;"
+            " systemctl status ramboot-watch; free -m;"
+            "grep -E 'VmRSS|RssAnon' /proc/$(systemctl show -p MainPID --value ramboot-watch)/status;"
+            + more
+        ),
+        flush=True,
+    )
+
+
+def test_ram_that_ends_before_the_store_is_told_and_comes_back(
+    machine: MachineMaker, tmp_path: Path
+) -> None:
+    dom0 = machine(build.base(), payload=payload(tmp_path), memory_mib=2048)
+    dom0.start_direct(
+        "ramboot=snapshot",
+        initrd=build.initramfs(),
+        files={"etc/ramboot/ramboot.conf": config(reserve_mib=256, headroom_mib=128)},
+    )
+    dom0.unlock()
+    dom0.shell()
+    start_watch(dom0)
+    debug(dom0, "ls -l /run/ramboot; dmsetup status ramboot-layer")
+    # all but 600 MiB are taken by something else
+    dom0.succeed(
+        "dd if=/dev/zero of=/dev/shm/taken bs=1M status=none "
+        "count=$(awk '/MemAvailable/ {print int($2 / 1024) - 600}' /proc/meminfo)"
+    )
+    fill_to(dom0, 95, 32)
+    dom0.succeed(wait("grep work /run/ramboot/filled.json"))
+    assert filled(dom0)["what"] == "RAM"
+    debug(dom0, "dmsetup status ramboot-layer; cat /run/qubes.json")
+    dom0.succeed("rm /root/fill && sync")
+    dom0.succeed(wait("grep '\"paused\": \\[\\]' /run/ramboot/filled.json"))
+    assert "no longer paused: work" in said(dom0, "notice")
+    debug(dom0, "dmsetup status ramboot-layer; cat /run/qubes.json")
+    dom0.console.enter("cat /dev/urandom > /root/more")
+    dom0.console.drain(200)
+    print(dom0.console.transcript.last_lines(200))
+    print("written", dom0.written_bytes())
     dom0.crash()
     assert dom0.disk_unchanged()
