@@ -76,6 +76,9 @@ LO_FLAGS_READ_ONLY = 1
 # In __context__ while the audit says what a RAM session would be.
 PRETEND = "ramboot.pretend"
 
+# Older than this, and nobody watches how full the session is.
+FILLED_OLD_S = 60
+
 # Units that write /boot's grubenv (grub2: grub-boot-success.timer is a user unit).
 GRUBENV_UNITS = {
     "grub-boot-success.timer": "user",
@@ -160,8 +163,11 @@ def status() -> dict[str, Any]:
     Returns the keys of /run/ramboot/status.json (schema, session, requested, backend, disk, reason,
     source, ram, seconds) and `live`: {"ram": {"total_bytes", "available_bytes"}, "root":
     {"device", "fstype", "size_bytes", "used_bytes"}, "zram": {"device", "algorithm", "data_bytes",
-    "compressed_bytes", "memory_bytes"} or None (is / on one), "swap": [{"name", "type",
-    "size_bytes", "used_bytes"}], "initramfs": {"image", "age_s"} or None (of the running kernel)}.
+    "compressed_bytes", "memory_bytes"} or None (is / on one), "filled": {"percent", "what"
+    (fullest: the store, the root file system or RAM), "left_bytes", "warn_percent": [int],
+    "pause_percent", "paused": [qube], "lost": bool, ...} or None (nobody watches), "swap":
+    [{"name", "type", "size_bytes", "used_bytes"}], "initramfs": {"image", "age_s"} or None (of the
+    running kernel)}.
 
     Where our module did not run at boot, `session` is `persistent` when / is on a disk, else
     `unknown`, and `reason` says so.
@@ -392,6 +398,7 @@ def _live() -> dict[str, Any]:
             "used_bytes": (room.f_blocks - room.f_bfree) * room.f_frsize,
         },
         "zram": _zram(root["source"]),
+        "filled": _filled(),
         "swap": __salt__["ramboot_swap.active"](),
         "initramfs": _running_image(),
     }
@@ -416,6 +423,17 @@ def _zram(device: str) -> dict[str, Any] | None:
         "compressed_bytes": compressed,
         "memory_bytes": memory,
     }
+
+
+def _filled() -> dict[str, Any] | None:
+    """What ramboot-watch found last. It looks every two seconds until the session is lost."""
+    path = _paths()["filled"]
+    try:
+        age = time.time() - os.stat(path).st_mtime
+        noted = json.loads(_read(path))
+    except (OSError, ValueError):
+        return None
+    return noted if age < FILLED_OLD_S or noted.get("lost") else None
 
 
 def _running_image() -> dict[str, Any] | None:

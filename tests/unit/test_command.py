@@ -13,6 +13,17 @@ import pytest
 
 COMMAND = Path(__file__).resolve().parents[2] / "ramboot" / "session" / "files" / "ramboot"
 MIB = 1 << 20
+FILLED = {
+    "schema": 1,
+    "percent": 72,
+    "what": "store",
+    "left_bytes": 300 * MIB,
+    "warn_percent": [70, 85],
+    "pause_percent": 95,
+    "paused": [],
+    "start_bytes": {},
+    "lost": False,
+}
 NOTED = {
     "schema": 1,
     "session": "ram",
@@ -99,6 +110,7 @@ def test_status_of_a_ram_session(dom0):
         "Session": "in RAM (zram), disk attached",
         "Requested": "zram",
         "zram": "1.6 GiB of RAM for 4.0 GiB, lz4",
+        "Filled": "unknown: nobody watches (systemctl status ramboot-watch)",
         "RAM": "2.9 GiB of 9.8 GiB available",
         "Swap": "none",
         "Took": "copy 41.2 s, prove 3.0 s",
@@ -120,6 +132,38 @@ def test_status_of_a_sealed_disk_says_what_does_not_work(dom0):
     lines = shown(dom0.run("status"))
     assert lines["Session"].strip() == "in RAM (zram), disk readonly"
     assert lines["Disk"].strip() == "sealed: qubes on it can be read, not started"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {},
+            "72 % of the store for this session, 300 MiB left; warns at 70 and 85 %, "
+            "pauses qubes at 95 %",
+        ),
+        (
+            {"what": "RAM", "percent": 96, "left_bytes": 3 << 30, "paused": ["work", "vault"]},
+            "96 % of the RAM for this session, 3.0 GiB left; warns at 70 and 85 %, "
+            "pauses qubes at 95 %; paused: work, vault",
+        ),
+        (
+            {"lost": True, "percent": 100},
+            "100 %: this session is lost; switch off with the power button",
+        ),
+    ],
+)
+def test_status_shows_what_the_watch_found(dom0, changes, told):
+    dom0.note(backend="snapshot")
+    dom0.write("/run/ramboot/filled.json", json.dumps({**FILLED, **changes}))
+    assert shown(dom0.run("status"))["Filled"].strip() == told
+
+
+def test_status_says_so_when_nobody_watches_any_more(dom0):
+    dom0.note(backend="snapshot")
+    noted = dom0.write("/run/ramboot/filled.json", json.dumps(FILLED))
+    os.utime(noted, (1, 1))
+    assert "nobody watches" in shown(dom0.run("status"))["Filled"]
 
 
 def test_status_of_a_session_that_fell_back_says_why(dom0):
@@ -157,6 +201,7 @@ def test_status_for_programs_has_what_was_noted_and_live_figures(dom0):
             "compressed_bytes": 1500 * MIB,
             "memory_bytes": 1600 * MIB,
         },
+        "filled": None,
         "swap": [],
     }
 

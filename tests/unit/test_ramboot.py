@@ -138,6 +138,7 @@ def test_status_is_what_was_noted_at_boot_with_live_figures(world, system, rambo
                 "compressed_bytes": 1024000,
                 "memory_bytes": 1228800,
             },
+            "filled": None,
             "swap": system.swaps,
             "initramfs": {"image": str(image)},
         },
@@ -160,6 +161,20 @@ def test_status_where_the_module_did_not_run_is_persistent_and_says_so(world, ra
         "seconds": {},
     }
     assert (live["zram"], live["initramfs"], live["swap"]) == (None, None, [])
+
+
+def test_status_has_what_the_watch_found_while_it_watches(world, ramboot):
+    noted = {"schema": 1, "percent": 7, "what": "store", "lost": False}
+    path = world.write("/run/ramboot/filled.json", json.dumps(noted))
+    assert ramboot.status()["live"]["filled"] == noted
+    os.utime(path, (0, 1))
+    assert ramboot.status()["live"]["filled"] is None
+    # the last word on a lost session stays
+    path.write_text(json.dumps({**noted, "lost": True}))
+    os.utime(path, (0, 1))
+    assert ramboot.status()["live"]["filled"]["lost"] is True
+    path.write_text("{")
+    assert ramboot.status()["live"]["filled"] is None
 
 
 def test_status_without_a_note_in_ram_is_unknown(system, ramboot):

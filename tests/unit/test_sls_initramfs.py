@@ -145,6 +145,16 @@ def test_apply_and_absent_and_the_tree_is_what_it_was(minion):
     assert {item["state"] for item in minion.call("ramboot.initramfs").values()} == {"current"}
     owner = pwd.getpwuid((minion.root / "usr/bin/ramboot").stat().st_uid).pw_name
     assert owner == "root"
+    modes = {
+        path: f"{(minion.root / path).stat().st_mode & 0o777:o}"
+        for path in (
+            "usr/bin/ramboot",
+            "usr/libexec/ramboot-watch",
+            "usr/lib/systemd/system/ramboot-watch.service",
+            "usr/lib/systemd/system/multi-user.target.d/50-ramboot.conf",
+        )
+    }
+    assert list(modes.values()) == ["755", "755", "644", "644"]
 
     applied = tree(minion)
     again = minion.apply("ramboot.initramfs,ramboot.session")

@@ -36,6 +36,13 @@ def _state(dom0: Machine) -> str:
     return dom0.succeed("systemctl is-system-running --wait || true", timeout_s=120).split()[-1]
 
 
+def filled(dom0: Machine) -> dict[str, Any]:
+    """What the watch of a RAM session found last; waits for its first look."""
+    return json.loads(
+        dom0.succeed("until cat /run/ramboot/filled.json 2>/dev/null; do sleep 1; done")
+    )
+
+
 def assert_ram_session(dom0: Machine, backend: str, root: str) -> None:
     """All that a RAM session promises, seen from inside."""
     assert dom0.succeed("findmnt -no FSTYPE /") == root

@@ -471,7 +471,26 @@ class QubesVM:
         WORLD.call("admin.vm.CurrentState", self.name)
         if self.name == "dom0":
             return "NA"
-        return "Running" if self._qube()["running"] else "Halted"
+        if not self._qube()["running"]:
+            return "Halted"
+        return "Paused" if self._qube().get("paused") else "Running"
+
+    def pause(self):
+        """core: qubes/vm/qubesvm.py"""
+        WORLD.call("admin.vm.Pause", self.name)
+        if not self._qube()["running"]:
+            raise exc.QubesVMNotRunningError(
+                f"Domain not running (either powered off or paused): '{self.name}'"
+            )
+        self._qube()["paused"] = True
+        WORLD.save()
+
+    def unpause(self):
+        WORLD.call("admin.vm.Unpause", self.name)
+        if not self._qube().get("paused"):
+            raise exc.QubesVMNotPausedError(f"Domain is not paused: '{self.name}'")
+        self._qube()["paused"] = False
+        WORLD.save()
 
     @property
     def volumes(self):

@@ -28,6 +28,18 @@ class QubesVMNotHaltedError(QubesVMError):
     pass
 
 
+class QubesVMNotStartedError(QubesVMError):
+    pass
+
+
+class QubesVMNotRunningError(QubesVMNotStartedError):
+    pass
+
+
+class QubesVMNotPausedError(QubesVMNotStartedError):
+    pass
+
+
 class QubesPoolInUseError(QubesException):
     pass
 
