@@ -48,13 +48,14 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT_SIZE = "4G"  # as big as the volume that it is copied to
 DISK_SIZE = "8G"
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Prints all that the formula may touch, a line each; grubenv is the running system's own.
+# Prints all that the formula may touch: mode, owner, name and target, then hashes; grubenv is the
+# running system's own.
 TOUCHED = (
-    "cd / && find boot etc/ramboot etc/dracut.conf.d etc/grub.d etc/default etc/fstab etc/profile.d"
-    " usr/lib/dracut usr/bin/ramboot usr/lib/systemd etc/systemd var/lib/ramboot"
-    " -xdev ! -name grubenv -printf '%y %m %U %G %p %l '"
-    " \\( -type f -exec sha256sum {} \\; -o -printf '\\n' \\)"
-    " 2>/dev/null | sort"
+    "cd / && files=$({"
+    " find boot etc/default etc/fstab etc/dracut.conf.d etc/grub.d etc/profile.d etc/systemd"
+    " -xdev ! -name grubenv; find etc/ramboot usr var/lib -xdev -path '*ramboot*'; } 2>/dev/null"
+    " | sort -u) && stat -c '%A %u %g %N' $files && find $files -maxdepth 0 -type f"
+    " -exec sha256sum {} +"
 )
 # Every backend in the menu; for the rest the defaults.
 PILLAR = "ramboot: {grub: {entries: [zram, tmpfs, overlay, snapshot]}}\n"
