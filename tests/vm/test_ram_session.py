@@ -87,9 +87,6 @@ def test_once_boots_into_ram_a_single_time_and_the_next_boot_knows_nothing_of_it
         pytest.param("ramboot=off", None, id="off"),
         pytest.param("ramboot.timeout=4", None, id="nobody-answers"),
         pytest.param("ramboot=snapshoot", "ramboot=snapshoot is unknown", id="unknown-argument"),
-        pytest.param(
-            "ramboot=zram ramboot.disk=sealed", "ramboot.disk=sealed", id="unknown-policy"
-        ),
     ],
 )
 def test_these_kernel_arguments_end_in_a_persistent_boot(
