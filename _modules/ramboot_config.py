@@ -73,6 +73,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Image:
+    """The prebuilt image: what a boot does with a stale one, when it is built anew, and how."""
+
+    stale: str
+    rebuild: str
+    level: int
+    block_kib: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """RAM in MiB that stays free of the root: for dom0 itself, and for what the session writes."""
 
@@ -127,6 +137,7 @@ class Settings:
     zram: Zram
     tmpfs: Tmpfs
     snapshot: Snapshot
+    image: Image
     memory: Memory
     copy: Copy
     grub: Grub
@@ -139,6 +150,7 @@ _SECTIONS = {
     "zram": Zram,
     "tmpfs": Tmpfs,
     "snapshot": Snapshot,
+    "image": Image,
     "memory": Memory,
     "copy": Copy,
     "grub": Grub,
@@ -259,8 +271,8 @@ def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[st
         *(("ramboot:grub:entries", entry) for entry in grub.entries),
     ]
     return [
-        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk 'detached' allowed: zram or"
-        " tmpfs"
+        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk 'detached' allowed: zram,"
+        " tmpfs or image"
         for where, backend in asked
         if backend in need_the_disk
     ]
@@ -452,6 +464,13 @@ def _flag(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> 
     return value
 
 
+def _number(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in rule["of"]:
+        wanted = f"{_one_of([str(number) for number in rule['of']])} {rule['unit']}"
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
+    return value
+
+
 def _pairs(where: str, value: Any, wanted: str, found: list[str]) -> dict[Any, Any]:
     if not isinstance(value, dict):
         found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
@@ -547,6 +566,7 @@ _KINDS = {
     "names": _names,
     "path": _path,
     "flag": _flag,
+    "number": _number,
     "entries": _entries,
     "values": _values,
     "switches": _switches,

@@ -89,10 +89,11 @@ source_mount_subvolumes() {
     done < "$RUN/source/etc/fstab"
 }
 
-# source_exclude: removes what the configuration excludes, in the layer. The directories stay.
+# source_exclude: removes what the configuration excludes and the backend image's file, in the layer.
+# The directories stay.
 source_exclude() {
     local pattern
-    printf '%s' "$CONF_EXCLUDE" > "$RUN/exclude"
+    printf '%s/*\n%s' "$IMAGE_DIR" "$CONF_EXCLUDE" > "$RUN/exclude"
     while IFS= read -r pattern; do
         (
             cd "$RUN/source" || exit 1
@@ -136,6 +137,7 @@ need_bytes() {
         # only the table; what is written is the headroom
         snapshot) printf '%s' "$((${ROOT_SIZE:-0} / 256))" ;;
         overlay) printf 0 ;;
+        image) printf '%s' "$((${IMAGE_bytes:-$(($2 * IMAGE_PERCENT / 100))} + IMAGE_EXTRA_BYTES))" ;;
     esac
 }
 

@@ -8,6 +8,7 @@
 #               the copy. After it the layer is gone and the disk untouched; the RAM root waits
 #               at /run/ramboot/root/root. LVM's own scan follows.
 #               With snapshot nothing is copied: the layer stays, and LVM's scan sees it alone.
+#               With image a compressed root made earlier is read instead.
 #   pre-mount   moves the RAM root to /sysroot in place of the disk's
 #   cleanup     removes what only the initramfs needed
 #   recover     after a phase that died: takes everything back
@@ -16,7 +17,7 @@
 # before the copy is proven, and recover leaves the machine as if we had not been there.
 
 . /lib/dracut-lib.sh
-for part in lib ask source copy root snapshot overlay; do
+for part in lib ask source copy root snapshot overlay state image; do
     # shellcheck disable=SC1090 # the parts beside this file
     . "/usr/lib/ramboot/ramboot-$part.sh"
 done
@@ -46,21 +47,17 @@ decide() {
     case $ST_REQUESTED in
         off) return 1 ;;
         ask) ST_BACKEND=$CONF_backend ;;
-        zram | tmpfs | snapshot | overlay) ST_BACKEND=$ST_REQUESTED ;;
-        image)
-            reason="the backend $ST_REQUESTED is not in this version of ramboot"
-            return 1
-            ;;
+        zram | tmpfs | image | snapshot | overlay) ST_BACKEND=$ST_REQUESTED ;;
         *)
             ST_REQUESTED=$(printable "$ST_REQUESTED")
-            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs, snapshot, overlay)"
+            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs, image, snapshot, overlay)"
             return 1
             ;;
     esac
     ST_DISK=${disk:-$CONF_disk}
     case $ST_DISK,$ST_BACKEND in
         attached,*) ;;
-        detached,zram | detached,tmpfs) ;;
+        detached,zram | detached,tmpfs | detached,image) ;;
         detached,*)
             reason="the backend $ST_BACKEND needs the disk: it can't be detached"
             return 1
@@ -120,7 +117,15 @@ make_root() {
     phase layer
     layer_up || return 1
     phase measure
-    source_mount && root_check "$RUN/source" && source_exclude && measure || return 1
+    source_mount || return 1
+    if [ "$ST_BACKEND" = image ]; then
+        image_choose || return 1
+    fi
+    [ "$ST_BACKEND" != image ] || {
+        make_image
+        return
+    }
+    root_check "$RUN/source" && source_exclude && measure || return 1
     case $ST_BACKEND in
         zram) make_zram_root ;;
         tmpfs) make_tmpfs_root ;;
@@ -266,7 +271,7 @@ finish_build() {
 
 # save_state, load_state: what a later phase, another process, needs to know.
 STATE='reason ST_REQUESTED ST_BACKEND ST_DISK ST_DEVICE ST_FSTYPE ST_BYTES ST_NEEDED ST_AVAILABLE
-ST_LIMIT ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap'
+ST_LIMIT ST_NOTE ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap'
 save_state() {
     local name value
     for name in $STATE; do
@@ -309,6 +314,7 @@ take_back() {
 persistent() {
     ST_BACKEND=
     ST_DISK=
+    rm -f "$RUN/image"
     phase end
     save_state
     write_status persistent
@@ -338,7 +344,7 @@ pre_mount() {
     take_place && {
         # the shutdown initramfs would be read from /boot, only to take down a disk that nobody wrote
         rm -f /run/initramfs/.need_shutdown
-        reason=
+        reason=$ST_NOTE
         phase end
         write_status ram
         return 0
