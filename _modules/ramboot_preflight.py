@@ -31,7 +31,8 @@ def faults() -> list[str]:
         salt-call --local ramboot_preflight.faults
     """
     known = __salt__["ramboot_config.defaults"]()
-    found = list(__salt__["ramboot_config.faults"]())
+    pillar = __salt__["ramboot_config.faults"]()
+    found = list(pillar)
     found += _missing(known["paths"])
     session = session_fault()
     if session:
@@ -42,7 +43,10 @@ def faults() -> list[str]:
     except CommandExecutionError as err:
         return [*found, f"the layout of / cannot be read: {err}"]
     fault = _root_fault(layout, known["roots"])
-    return found + ([fault] if fault else []) + _elsewhere(layout, known["mounts"])
+    found += ([fault] if fault else []) + _elsewhere(layout, known["mounts"])
+    if not pillar and __salt__["ramboot_image.asked"]():
+        found += __salt__["ramboot_image.impediments"](layout)
+    return found
 
 
 def session_fault() -> str | None:

@@ -78,7 +78,7 @@ def system(world):
 
 @pytest.fixture
 def ramboot(world, system, monkeypatch):
-    for name in ("config", "qubesadmin", "qubes_record", "qubes", "qubes_audit"):
+    for name in ("config", "image", "qubesadmin", "qubes_record", "qubes", "qubes_audit"):
         world.module(f"ramboot_{name}")
     module = world.module("ramboot")
     (world.root / "dom0").mkdir()
@@ -120,6 +120,7 @@ def test_status_is_what_was_noted_at_boot_with_live_figures(world, system, rambo
             },
             "swap": system.swaps,
             "initramfs": {"image": str(image)},
+            "image": None,
         },
     }
 
@@ -199,6 +200,14 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "expected_bytes": used * 102 // 100,
             "algorithm": None,
             "says": "6840 MiB of RAM needed, 9728 MiB available: fits",
+            **common,
+        },
+        "image": {
+            "needed_bytes": used // 2 + 16 * MIB + spare,
+            "root_bytes": used // 2 + 16 * MIB,
+            "expected_bytes": used * 45 // 100,
+            "algorithm": None,
+            "says": "4076 MiB of RAM needed, 9728 MiB available: fits; no image is built yet",
             **common,
         },
         "snapshot": {

@@ -164,9 +164,9 @@ def test_a_bad_pillar_stops_everything_and_is_told_whole(minion, test):
     assert told["comment"].splitlines() == [
         "nothing was changed:",
         "ramboot:zran is not a known key; did you mean zram? known: boot, zram, tmpfs, snapshot,"
-        " memory, copy, grub, swap, qubes",
-        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram, tmpfs, snapshot or"
-        " overlay",
+        " image, memory, copy, grub, swap, qubes",
+        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram, tmpfs, image,"
+        " snapshot or overlay",
         "ramboot:swap: 'never' is not allowed; allowed: session, off or keep",
     ]
     assert unmet(states) == []
