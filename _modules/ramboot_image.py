@@ -622,14 +622,12 @@ def _snapshot() -> Iterator[str]:
 
 def _snapshots() -> list[str]:
     """Those that a build made and did not remove, told by their tag."""
-    tag = _known()["snapshot"]
-    listed = __salt__["cmd.run_all"](
-        ["lvs", "--noheadings", "-o", "vg_name,lv_name", f"@{tag}"], python_shell=False
-    )
-    if listed["retcode"] != 0:
-        # no LVM, or no volume group that could have one
+    try:
+        listed = _run(["lvs", "--noheadings", "-o", "vg_name,lv_name", f"@{_known()['snapshot']}"])
+    except CommandExecutionError:
+        # no LVM: there can be none
         return []
-    return ["/".join(line.split()) for line in listed["stdout"].splitlines() if line.strip()]
+    return ["/".join(line.split()) for line in listed.splitlines() if line.strip()]
 
 
 def _drop_snapshots() -> None:

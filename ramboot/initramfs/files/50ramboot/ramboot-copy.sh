@@ -152,7 +152,7 @@ budget() {
         reason="not enough RAM for $ST_BACKEND: $(human "$ST_NEEDED") needed ($(human "$root") root, $(human $((CONF_reserve_mib * MIB))) reserve, $(human $((CONF_headroom_mib * MIB))) headroom), $(human "$ST_AVAILABLE") available"
         return 1
     }
-    one_of "$ST_BACKEND" snapshot overlay || say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
+    one_of "$ST_BACKEND" snapshot overlay image || say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
 }
 
 # choose_algorithm: sets ALGORITHM; auto is the fastest that the kernel has.

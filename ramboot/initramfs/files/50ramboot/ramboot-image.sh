@@ -15,6 +15,7 @@ IMAGE_DIR=/var/lib/ramboot/image
 IMAGE_KEYS='version file bytes chunk_mib sha256 made kernels packages configuration programs qubes'
 # What an image takes of the bytes that the root uses, before it is known: dom0 roots took 40 to 45.
 IMAGE_PERCENT=50
+IMAGE_RULES=$P/run/udev/rules.d/63-ramboot-image.rules
 # Pages of the file system that are not the image's.
 IMAGE_EXTRA_BYTES=$((16 * MIB))
 
@@ -88,7 +89,6 @@ image_manifest() {
         reason="the image's manifest lacks hashes: there must be $IMAGE_CHUNKS"
         return 1
     }
-    grep -v '^chunk=' "$dir/manifest" > "$RUN/image"
     IMAGE_FILE=$dir/$IMAGE_file
     [ -f "$IMAGE_FILE" ] || {
         reason="the image $IMAGE_DIR/$IMAGE_file is missing on $ST_DEVICE"
@@ -144,7 +144,7 @@ image_compare() {
 make_image() {
     ST_BYTES=$IMAGE_bytes
     budget || return 1
-    say "image of $IMAGE_made, $(human "$IMAGE_bytes")"
+    say "reading the image of $IMAGE_made ($(human "$IMAGE_bytes")): $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
     mkdir "$RUN/root/image" "$RUN/root/lower" "$RUN/root/rw"
     mount_noswap "size=$((IMAGE_bytes + MIB)),mode=0700" "$RUN/root/image" || return 1
     IMAGE_COPY=$RUN/root/image/root.squashfs
@@ -152,7 +152,9 @@ make_image() {
     image_read || return 1
     phase prove
     image_mount || return 1
-    layer_healthy && root_check "$RUN/root/root" && root_prepare "$RUN/root/root"
+    layer_healthy && root_check "$RUN/root/root" && root_prepare "$RUN/root/root" || return 1
+    # for ramboot status, in the session
+    grep -v '^chunk=' "$RUN/source$IMAGE_DIR/manifest" > "$RUN/image"
 }
 
 # image_read: IMAGE_FILE into IMAGE_COPY, each chunk compared with its hash.
@@ -229,7 +231,6 @@ image_mount() {
 # image_keep_from_qubes LOOP: a device that nobody seems to use would be offered to qubes
 # (linux-utils, udev/udev-qubes-block.rules).
 image_keep_from_qubes() {
-    mkdir -p "$P/run/udev/rules.d"
-    printf 'SUBSYSTEM=="block", KERNEL=="%s", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1"\n' "$1" \
-        > "$P/run/udev/rules.d/63-ramboot-image.rules" || :
+    mkdir -p "${IMAGE_RULES%/*}"
+    printf 'SUBSYSTEM=="block", KERNEL=="%s", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1"\n' "$1" > "$IMAGE_RULES" || :
 }

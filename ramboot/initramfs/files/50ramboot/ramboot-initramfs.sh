@@ -119,6 +119,7 @@ make_root() {
     phase measure
     source_mount || return 1
     if [ "$ST_BACKEND" = image ]; then
+        phase fresh
         image_choose || return 1
     fi
     [ "$ST_BACKEND" != image ] || {
@@ -307,14 +308,13 @@ take_back() {
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES"
 }
 
 # persistent: reports a boot from the disk.
 persistent() {
     ST_BACKEND=
     ST_DISK=
-    rm -f "$RUN/image"
     phase end
     save_state
     write_status persistent
