@@ -7,6 +7,7 @@ Failures raise.
 
 from __future__ import annotations
 
+import calendar
 import fcntl
 import glob
 import json
@@ -41,9 +42,13 @@ EXPECTED_PERCENT = {
     "lzo": 60,
     "zstd": 48,
     "tmpfs": 102,
-    "snapshot": 0,
-    "overlay": 0,
+    "image": 45,
 }
+# Before there is an image, and what lies beside one in RAM (ramboot-image.sh).
+IMAGE_PERCENT = 50
+IMAGE_EXTRA_BYTES = 16 * MIB
+# What ramboot-image.sh calls the overlay over an image.
+IMAGE_ROOT = "ramboot-image"
 # Of dom0's maximum, what is available at the prompt: the kernel's page tables and the unpacked
 # initramfs take the rest. An estimate; the boot measures.
 AT_PROMPT_PERCENT = 95
@@ -143,7 +148,8 @@ def verify() -> dict[str, Any]:
     Returns {"disk": {path: FILE}, "initramfs": {image: {path: FILE}}, "faults": [sentences]};
     FILE: {"expected", "actual": SHA-256 or None, "mode": "0644", "owner": "root:root",
     "verdict": "good" | "changed" | "missing" | "unexpected" | "wrong mode" | "wrong owner"}.
-    `faults` is empty when all is well.
+    `faults` is empty when all is well. The image of the backend image is among them where there is
+    one; reading it whole takes some seconds.
 
     Raises CommandExecutionError when ramboot is not installed or an image can't be read.
 
@@ -153,7 +159,12 @@ def verify() -> dict[str, Any]:
 
         qubesctl ramboot.verify
     """
-    return __salt__["ramboot_initramfs.verify"]()
+    report = __salt__["ramboot_initramfs.verify"]()
+    for path, file in __salt__["ramboot_image.verify"]().items():
+        report["disk"][path] = file
+        if file["verdict"] != "good":
+            report["faults"].append(f"{path}: {file['verdict']}")
+    return report
 
 
 def status() -> dict[str, Any]:
@@ -167,7 +178,8 @@ def status() -> dict[str, Any]:
     (fullest: the store, the root file system or RAM), "left_bytes", "warn_percent": [int],
     "pause_percent", "paused": [qube], "lost": bool, ...} or None (nobody watches), "swap":
     [{"name", "type", "size_bytes", "used_bytes"}], "initramfs": {"image", "age_s"} or None (of the
-    running kernel)}.
+    running kernel), "image": {"made" (UTC), "age_s", "bytes"} or None (the prebuilt image that / is
+    made of, or else that on the disk)}.
 
     Where our module did not run at boot, `session` is `persistent` when / is on a disk, else
     `unknown`, and `reason` says so.
@@ -191,10 +203,10 @@ def plan() -> dict[str, dict[str, Any]]:
     backend takes, plus reserve and headroom of the pillar. Stateless qubes that the pillar asks for
     and that are not there yet are reckoned as if they were.
 
-    Returns {"zram" | "tmpfs" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of them the
-    root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the prompt of a
-    RAM boot: of grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`), "fits": bool,
-    "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
+    Returns {"zram" | "tmpfs" | "image" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of
+    them the root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the
+    prompt of a RAM boot: of grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`),
+    "fits": bool, "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
     "source_bytes", "excluded_bytes", "qubes_bytes" (of source_bytes, stateless qubes that are
     there), "qubes_pending_bytes" (of source_bytes, those that are not), "algorithm": name or None,
     "says": one sentence, with what boot:disk means for that backend}}.
@@ -219,23 +231,22 @@ def plan() -> dict[str, dict[str, Any]]:
     chosen = settings["zram"]["algorithm"]
     algorithm = "lz4" if chosen == "auto" else chosen
     found = {}
+    zram_root = used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100
+    tmpfs_root = used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES
+    image_root, image_expected = _image_bytes(used)
     for backend, root, expected, name in (
-        (
-            "zram",
-            used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100,
-            algorithm,
-            algorithm,
-        ),
-        ("tmpfs", used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES, "tmpfs", None),
+        ("zram", zram_root, used * EXPECTED_PERCENT[algorithm] // 100, algorithm),
+        ("tmpfs", tmpfs_root, used * EXPECTED_PERCENT["tmpfs"] // 100, None),
+        ("image", image_root, image_expected, None),
         # copies nothing: what it takes is what the session writes
-        ("snapshot", 0, "snapshot", algorithm),
-        ("overlay", 0, "overlay", None),
+        ("snapshot", 0, 0, algorithm),
+        ("overlay", 0, 0, None),
     ):
         needed = root + spare
         found[backend] = {
             "needed_bytes": needed,
             "root_bytes": root,
-            "expected_bytes": used * EXPECTED_PERCENT[expected] // 100,
+            "expected_bytes": expected,
             "available_bytes": available,
             "fits": needed <= available,
             "available_now_bytes": now,
@@ -247,7 +258,8 @@ def plan() -> dict[str, dict[str, Any]]:
             "algorithm": name,
             "says": f"{_mib(needed)} of RAM needed, {_mib(available)} available: "
             + ("fits" if needed <= available else "does not fit")
-            + _policy_says(settings["boot"]["disk"], backend),
+            + _policy_says(settings["boot"]["disk"], backend)
+            + (f"; {_image_says()}" if backend == "image" else ""),
         }
     return found
 
@@ -341,6 +353,9 @@ def backing(device: str) -> str:
         return "ram"
     if device == OVERLAY:
         return "ram" if _is_our_overlay() else "unknown"
+    if device == IMAGE_ROOT and os.path.exists(_paths()["image_noted"]):
+        # a file in a tmpfs, and a tmpfs above it; made before the root was there
+        return "ram"
     if not device.startswith("/dev/"):
         return "unknown"
     kinds = _leaves(os.path.basename(os.path.realpath(device)))
@@ -401,6 +416,7 @@ def _live() -> dict[str, Any]:
         "filled": _filled(),
         "swap": __salt__["ramboot_swap.active"](),
         "initramfs": _running_image(),
+        "image": _prebuilt(),
     }
 
 
@@ -445,7 +461,38 @@ def _running_image() -> dict[str, Any] | None:
     return None
 
 
+def _prebuilt() -> dict[str, Any] | None:
+    found = __salt__["ramboot_image.manifest_or_none"]
+    image = found(_paths()["image_noted"]) or found()
+    if image is None:
+        return None
+    made = calendar.timegm(time.strptime(image["made"], "%Y-%m-%dT%H:%M:%SZ"))
+    age = max(0, int(time.time() - made))
+    return {"made": image["made"], "age_s": age, "bytes": image["bytes"]}
+
+
 # Plan
+
+
+def _image_bytes(used: int) -> tuple[int, int]:
+    """What an image takes in RAM, as the boot reckons it and as is likely."""
+    image = __salt__["ramboot_image.manifest_or_none"]()
+    if image is None:
+        return used * IMAGE_PERCENT // 100 + IMAGE_EXTRA_BYTES, used * EXPECTED_PERCENT[
+            "image"
+        ] // 100
+    return image["bytes"] + IMAGE_EXTRA_BYTES, image["bytes"]
+
+
+def _image_says() -> str:
+    image = __salt__["ramboot_image.manifest_or_none"]()
+    if image is None:
+        return "no image is built yet"
+    try:
+        reason = __salt__["ramboot_image.stale"]()
+    except CommandExecutionError as error:
+        reason = f"could not be told: {error}"
+    return f"the image is stale: {reason}" if reason else f"the image of {image['made']} is current"
 
 
 def _source_bytes(exclude: list[str]) -> tuple[int, int]:
@@ -453,7 +500,7 @@ def _source_bytes(exclude: list[str]) -> tuple[int, int]:
     room = os.statvfs(ROOT)
     excluded = sum(
         _tree_bytes(path)
-        for pattern in exclude
+        for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
         for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
     )
     if _root_mount()["fstype"] == "btrfs":
@@ -512,6 +559,7 @@ def _audit_rows() -> list[dict[str, str]]:
         _audit_disks,
         _audit_grubenv,
         _audit_files,
+        _audit_image,
         _audit_qubes,
     )
     rows = [row for part in parts for row in _tried(part)]
@@ -686,6 +734,14 @@ def _audit_disks() -> list[dict[str, str]]:
 
 def _audit_files() -> list[dict[str, str]]:
     return __salt__["ramboot_audit.files"](_mounts())
+
+
+def _audit_image() -> list[dict[str, str]]:
+    image = __salt__["ramboot_image.manifest"]()
+    if image is None:
+        return []
+    finding = f"the image of {image['made']}: what / held then, also what was deleted since"
+    return [_place(_paths()["image_directory"], finding, "disk")]
 
 
 def _audit_qubes() -> list[dict[str, str]]:

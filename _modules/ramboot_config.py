@@ -81,6 +81,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Image:
+    """The prebuilt image: what a boot does with a stale one, when it is built anew, and how."""
+
+    stale: str
+    rebuild: str
+    level: int
+    block_kib: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """RAM in MiB that stays free of the root: for dom0 itself, and for what the session writes."""
 
@@ -135,6 +145,7 @@ class Settings:
     zram: Zram
     tmpfs: Tmpfs
     snapshot: Snapshot
+    image: Image
     memory: Memory
     copy: Copy
     grub: Grub
@@ -147,6 +158,7 @@ _SECTIONS = {
     "zram": Zram,
     "tmpfs": Tmpfs,
     "snapshot": Snapshot,
+    "image": Image,
     "memory": Memory,
     "copy": Copy,
     "grub": Grub,
@@ -267,8 +279,8 @@ def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[st
         *(("ramboot:grub:entries", entry) for entry in grub.entries),
     ]
     return [
-        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk '{boot.disk}' allowed: zram"
-        " or tmpfs"
+        f"{where}: '{backend}' needs the disk; with ramboot:boot:disk '{boot.disk}' allowed: zram,"
+        " tmpfs or image"
         for where, backend in asked
         if backend in need_the_disk
     ]
@@ -460,6 +472,13 @@ def _flag(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> 
     return value
 
 
+def _number(where: str, value: Any, rule: dict, known: dict, found: list[str]) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in rule["of"]:
+        wanted = f"{_one_of([str(number) for number in rule['of']])} {rule['unit']}"
+        found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
+    return value
+
+
 def _pairs(where: str, value: Any, wanted: str, found: list[str]) -> dict[Any, Any]:
     if not isinstance(value, dict):
         found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
@@ -595,12 +614,12 @@ def _one_rule(given: Any) -> str:
     if "dsthost" in parts:
         found.append(_rule_host(parts["dsthost"]))
     if "dstports" in parts:
-        ends = [_number(end, 65535, "dstports") for end in parts["dstports"].split("-")]
+        ends = [_rule_number(end, 65535, "dstports") for end in parts["dstports"].split("-")]
         if len(ends) > 2 or ends[0] > ends[-1]:
             raise ValueError("allowed: dstports=PORT or dstports=FIRST-LAST")
         found.append(f"dstports={ends[0]}-{ends[-1]}")
     if "icmptype" in parts:
-        found.append(f"icmptype={_number(parts['icmptype'], 255, 'icmptype')}")
+        found.append(f"icmptype={_rule_number(parts['icmptype'], 255, 'icmptype')}")
     if "specialtarget" in parts:
         found.append("specialtarget=dns")
     return " ".join([*found, *([f"comment={comment}"] if comment else [])])
@@ -624,7 +643,7 @@ def _rule_host(host: str) -> str:
     return f"dst{address.version}={address.ip}/{length}"
 
 
-def _number(text: str, most: int, key: str) -> int:
+def _rule_number(text: str, most: int, key: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > most:
         raise ValueError(f"allowed: {key} with whole numbers from 0 to {most}")
     return int(text)
@@ -636,6 +655,7 @@ _KINDS = {
     "names": _names,
     "path": _path,
     "flag": _flag,
+    "number": _number,
     "entries": _entries,
     "values": _values,
     "switches": _switches,

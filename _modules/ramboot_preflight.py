@@ -44,10 +44,15 @@ def faults() -> list[str]:
         layout = root_layout()
     except CommandExecutionError as err:
         return [*found, f"the layout of / cannot be read: {err}"]
-    of_root = [_root_fault(layout, known["roots"])]
+    found += filter(None, [_root_fault(layout, known["roots"])])
     if not in_pillar:
-        of_root.append(_policy_fault(layout, __salt__["ramboot_config.load"]()["boot"]["disk"]))
-    return [*found, *filter(None, of_root), *_elsewhere(layout, known["mounts"])]
+        found += filter(
+            None, [_policy_fault(layout, __salt__["ramboot_config.load"]()["boot"]["disk"])]
+        )
+    found += _elsewhere(layout, known["mounts"])
+    if not in_pillar and __salt__["ramboot_image.asked"]():
+        found += __salt__["ramboot_image.impediments"](layout)
+    return found
 
 
 def session_fault() -> str | None:

@@ -3,6 +3,7 @@
 #   qubesctl state.apply ramboot.absent
 
 include:
+  - ramboot.image.absent
   - ramboot.session.absent
   - ramboot.qubes.absent
   - ramboot.swap.absent
@@ -21,6 +22,7 @@ ramboot-absent-preflight:
     - name: the disk's root is what runs
 {%- endif %}
     - require_in:
+      - sls: ramboot.image.absent
       - sls: ramboot.session.absent
       - sls: ramboot.qubes.absent
       - sls: ramboot.swap.absent

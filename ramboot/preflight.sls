@@ -3,10 +3,9 @@
 #   qubesctl state.apply ramboot.preflight
 
 {%- set needed = ['ramboot.status', 'ramboot_audit.verdict', 'ramboot_config.load', 'ramboot_grub.configs',
-    'ramboot_initramfs.states',
-    'ramboot_preflight.faults', 'ramboot_qubes.wanted', 'ramboot_qubes_audit.places',
-    'ramboot_qubes_pools.ram_fault', 'ramboot_qubes_record.read', 'ramboot_qubesadmin.available',
-    'ramboot_record.entries', 'ramboot_swap.active'] %}
+    'ramboot_image.asked', 'ramboot_initramfs.states', 'ramboot_preflight.faults', 'ramboot_qubes.wanted',
+    'ramboot_qubes_audit.places', 'ramboot_qubes_pools.ram_fault', 'ramboot_qubes_record.read',
+    'ramboot_qubesadmin.available', 'ramboot_record.entries', 'ramboot_swap.active'] %}
 {%- set unknown = needed | reject('in', salt) | list %}
 
 {%- if unknown %}

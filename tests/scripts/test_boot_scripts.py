@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
-PARTS = ("lib", "ask", "source", "copy", "root", "snapshot", "overlay", "seal")
+PARTS = ("lib", "ask", "source", "copy", "root", "snapshot", "overlay", "seal", "state", "image")
 GOOD = {
     "version": "1",
     "mode": "ask",
@@ -30,6 +30,7 @@ GOOD = {
     "zram_size_mib": "auto",
     "tmpfs_size_mib": "auto",
     "snapshot_store_mib": "auto",
+    "image_stale": "rebuild-first",
     "reserve_mib": "1024",
     "headroom_mib": "1024",
     "copy_timeout_s": "1800",
@@ -78,7 +79,7 @@ def test_a_good_configuration_is_read(shell: Shell, tmp_path: Path) -> None:
     "line",
     [
         "backend=$(touch pwned)",
-        "mode=image",
+        "mode=erofs",
         "timeout_s=-1",
         "timeout_s=99999999999999999999",
         "reserve_mib=1k",

@@ -290,11 +290,11 @@ def test_refuses_without_configuration(grub):
         (CONFIG.replace("version=1", "version=2"), "version is '2', allowed: 1"),
         (
             CONFIG.replace("zram tmpfs", "zram floppy"),
-            "entries has 'floppy', allowed: zram, tmpfs, snapshot, overlay",
+            "entries has 'floppy', allowed: zram, tmpfs, image, snapshot, overlay",
         ),
         (
             CONFIG.replace("zram tmpfs", "*"),
-            "entries has '*', allowed: zram, tmpfs, snapshot, overlay",
+            "entries has '*', allowed: zram, tmpfs, image, snapshot, overlay",
         ),
         (CONFIG.replace("10240", "10240M"), "dom0_mem_max_mib is '10240M', allowed: MiB"),
         (CONFIG.replace("10240", "1;reboot"), "dom0_mem_max_mib is '1;reboot', allowed: MiB"),

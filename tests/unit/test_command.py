@@ -203,7 +203,26 @@ def test_status_for_programs_has_what_was_noted_and_live_figures(dom0):
         },
         "filled": None,
         "swap": [],
+        "image": None,
     }
+
+
+def test_status_tells_the_age_of_the_image_that_the_root_is_made_of(dom0):
+    dom0.note(backend="image", reason="the image of 2001-02-03T04:05:06Z is stale")
+    dom0.write("/run/ramboot/image", f"version=1\nmade=2001-02-03T04:05:06Z\nbytes={700 * MIB}\n")
+    lines = dom0.run("status").stdout.splitlines()
+    assert "Session:   in RAM (image), disk attached" in lines
+    assert "Reason:    the image of 2001-02-03T04:05:06Z is stale" in lines
+    (told,) = (line for line in lines if line.startswith("Image:"))
+    assert told.startswith("Image:     2001-02-03T04:05:06Z, ")
+    assert told.endswith(" days old, 700 MiB")
+
+
+@pytest.mark.parametrize("text", ["", "made=\n", "made=now\nbytes=1\n", "nonsense\n"])
+def test_a_note_of_an_image_that_is_not_understood_is_none(dom0, text):
+    dom0.note()
+    dom0.write("/run/ramboot/image", text)
+    assert json.loads(dom0.run("status", "--json").stdout)["live"]["image"] is None
 
 
 def test_status_where_nothing_was_recorded_is_code_3(dom0):

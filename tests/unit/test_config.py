@@ -116,6 +116,7 @@ def test_boot_config_has_every_setting_in_its_fixed_order(config):
         "zram_size_mib=4096",
         "tmpfs_size_mib=auto",
         "snapshot_store_mib=auto",
+        "image_stale=rebuild-first",
         "reserve_mib=1024",
         "headroom_mib=1024",
         "copy_timeout_s=1800",

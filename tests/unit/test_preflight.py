@@ -89,7 +89,8 @@ def dom0(world, tools):
 
 @pytest.fixture
 def preflight(world, tools):
-    world.module("ramboot_config")
+    for name in ("config", "image"):
+        world.module(f"ramboot_{name}")
     return world.module("ramboot_preflight")
 
 

@@ -97,7 +97,7 @@ def system(world):
 
 @pytest.fixture
 def ramboot(world, system, monkeypatch):
-    for name in ("config", "qubesadmin", "qubes_record", "qubes", "qubes_audit", "audit"):
+    for name in ("config", "image", "qubesadmin", "qubes_record", "qubes", "qubes_audit", "audit"):
         world.module(f"ramboot_{name}")
     world.module("ramboot_qubes_pools")
     module = world.module("ramboot")
@@ -141,6 +141,7 @@ def test_status_is_what_was_noted_at_boot_with_live_figures(world, system, rambo
             "filled": None,
             "swap": system.swaps,
             "initramfs": {"image": str(image)},
+            "image": None,
         },
     }
 
@@ -234,6 +235,14 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "expected_bytes": used * 102 // 100,
             "algorithm": None,
             "says": "6840 MiB of RAM needed, 9728 MiB available: fits",
+            **common,
+        },
+        "image": {
+            "needed_bytes": used // 2 + 16 * MIB + spare,
+            "root_bytes": used // 2 + 16 * MIB,
+            "expected_bytes": used * 45 // 100,
+            "algorithm": None,
+            "says": "4076 MiB of RAM needed, 9728 MiB available: fits; no image is built yet",
             **common,
         },
         "snapshot": {

@@ -164,9 +164,9 @@ def test_a_bad_pillar_stops_everything_and_is_told_whole(minion, test):
     assert told["comment"].splitlines() == [
         "nothing was changed:",
         "ramboot:zran is not a known key; did you mean zram? known: boot, zram, tmpfs, snapshot,"
-        " memory, copy, grub, swap, qubes",
-        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram, tmpfs, snapshot or"
-        " overlay",
+        " image, memory, copy, grub, swap, qubes",
+        "ramboot:boot:mode: 'sometimes' is not allowed; allowed: ask, off, zram, tmpfs, image,"
+        " snapshot or overlay",
         "ramboot:swap: 'never' is not allowed; allowed: session, off or keep",
     ]
     assert unmet(states) == []
@@ -199,6 +199,48 @@ def test_a_good_pillar_passes_preflight_and_reaches_every_component(minion):
         "session",
     }
     assert states["ramboot-initramfs-boot-conf"]["result"] is None
+
+
+def test_a_pillar_that_names_the_backend_image_builds_one_when_it_can(minion):
+    pillar = {"boot": {"backend": "image"}, "image": {"rebuild": "background"}}
+    states = minion.apply("ramboot", "test=True", pillar=pillar)
+    assert states["ramboot-preflight"]["comment"].splitlines()[1:] == [
+        "the backend image needs mksquashfs, which is not installed; in dom0:"
+        " sudo qubes-dom0-update squashfs-tools"
+    ]
+    minion.write("usr/bin/mksquashfs", "", 0o755)
+    try:
+        states = minion.apply("ramboot", "test=True", pillar=pillar)
+    finally:
+        (minion.root / "usr/bin/mksquashfs").unlink()
+    assert states["ramboot-preflight"]["result"] is True
+    # last, for it holds what the others did
+    assert list(states)[-1] == "ramboot-image-current"
+    told = states["ramboot-image-current"]
+    assert (told["result"], told["comment"]) == (
+        None,
+        "the image would be built: there is no image",
+    )
+    assert states["ramboot-image-timer"]["result"] is None
+
+
+def test_the_units_that_keep_an_image_current_come_and_go(minion):
+    before = minion.tree()
+    minion.write("usr/bin/mksquashfs", "", 0o755)
+    try:
+        # the machine's own LVM knows no such volume: the build fails, and nothing of it stays
+        states = minion.apply("ramboot.image", pillar={"image": {"rebuild": "background"}})
+    finally:
+        (minion.root / "usr/bin/mksquashfs").unlink()
+    assert states["ramboot-image-current"]["result"] is False
+    manifest = minion.root / "var/lib/ramboot/image/manifest"
+    service = minion.tree()["etc/systemd/system/ramboot-image.service"]
+    assert f"ConditionPathExists={manifest}\n" in service
+    wanted = minion.tree()["etc/systemd/system/timers.target.d/ramboot-image.conf"]
+    assert "Wants=ramboot-image.timer\n" in wanted
+    states = minion.apply("ramboot.image.absent")
+    assert all(value["result"] is True for value in states.values()), states
+    assert minion.tree() == before
 
 
 def test_a_setting_reaches_the_boot_config_through_the_map(minion):

@@ -164,7 +164,7 @@ def killed_while_handing_over() -> str:
 def with_floor_reached_midway() -> str:
     """The copy script, with a floor 100 MiB below what is free when the copy begins."""
     text = (MODULE / "ramboot-copy.sh").read_text()
-    point = '    one_of "$ST_BACKEND" snapshot overlay || say "copying'
+    point = '    one_of "$ST_BACKEND" snapshot overlay image || say "copying'
     assert text.count(point) == 1
     return text.replace(point, f"    CONF_reserve_mib=$((ST_AVAILABLE / MIB - 100))\n{point}")
 

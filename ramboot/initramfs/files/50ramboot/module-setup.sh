@@ -20,7 +20,7 @@ installkernel() {
     # dm_snapshot: the throw-away layer; zram: its store and the zram root. lz4, lzo-rle and
     # zstd are modules of their own before kernel 6.12.
     hostonly='' instmods dm_snapshot zram lz4 lz4_compress lzo lzo_rle zstd
-    hostonly='' instmods ext4 overlay loop
+    hostonly='' instmods ext4 overlay loop squashfs
 }
 
 install() {
@@ -34,7 +34,7 @@ install() {
     inst_multiple -o dumpe2fs e2fsck fstrim mkfs.ext4 tune2fs lvm xfs_repair btrfs \
         modprobe plymouth systemctl
 
-    for name in lib ask source copy root snapshot overlay seal; do
+    for name in lib ask source copy root snapshot overlay seal state image; do
         inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"
     done
     inst_simple "$moddir/ramboot-initramfs.sh" /usr/bin/ramboot-initramfs
@@ -50,9 +50,16 @@ install() {
 
     # what the root file system holds today, for the figure at the prompt; the real
     # measurement is made after the answer
-    df -B1 --output=used "${dracutsysrootdir:-/}" 2> /dev/null | tail -n 1 | tr -dc '0-9' \
-        > "$initdir/usr/lib/ramboot/estimate"
+    ramboot_estimate > "$initdir/usr/lib/ramboot/estimate"
     ramboot_stamp > "$initdir/usr/lib/ramboot/stamp"
+}
+
+# Used bytes of the root without the backend image's file, which no copy has.
+ramboot_estimate() {
+    local used image
+    used=$(df -B1 --output=used "${dracutsysrootdir:-/}" 2> /dev/null | tail -n 1 | tr -dc '0-9')
+    image=$(du -s -B1 "$dracutsysrootdir/var/lib/ramboot/image" 2> /dev/null | cut -f 1)
+    [[ -z $used ]] || printf '%s' $((used - ${image:-0}))
 }
 
 # ramboot_hook STAGE NUMBER NAME: installs hooks/NAME.sh where the manifest looks for it and

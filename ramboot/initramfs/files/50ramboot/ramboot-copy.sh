@@ -89,10 +89,11 @@ source_mount_subvolumes() {
     done < "$RUN/source/etc/fstab"
 }
 
-# source_exclude: removes what the configuration excludes, in the layer. The directories stay.
+# source_exclude: removes what the configuration excludes and the backend image's file, in the layer.
+# The directories stay.
 source_exclude() {
     local pattern
-    printf '%s' "$CONF_EXCLUDE" > "$RUN/exclude"
+    printf '%s/*\n%s' "$IMAGE_DIR" "$CONF_EXCLUDE" > "$RUN/exclude"
     while IFS= read -r pattern; do
         (
             cd "$RUN/source" || exit 1
@@ -136,6 +137,7 @@ need_bytes() {
         # only the table; what is written is the headroom
         snapshot) printf '%s' "$((${ROOT_SIZE:-0} / 256))" ;;
         overlay) printf 0 ;;
+        image) printf '%s' "$((${IMAGE_bytes:-$(($2 * IMAGE_PERCENT / 100))} + IMAGE_EXTRA_BYTES))" ;;
     esac
 }
 
@@ -150,7 +152,7 @@ budget() {
         reason="not enough RAM for $ST_BACKEND: $(human "$ST_NEEDED") needed ($(human "$root") root, $(human $((CONF_reserve_mib * MIB))) reserve, $(human $((CONF_headroom_mib * MIB))) headroom), $(human "$ST_AVAILABLE") available"
         return 1
     }
-    one_of "$ST_BACKEND" snapshot overlay || say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
+    one_of "$ST_BACKEND" snapshot overlay image || say "copying $(human "$ST_BYTES") to $ST_BACKEND: $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
 }
 
 # choose_algorithm: sets ALGORITHM; auto is the fastest that the kernel has.

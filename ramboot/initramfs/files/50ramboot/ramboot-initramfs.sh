@@ -8,6 +8,7 @@
 #               the copy. After it the layer is gone and the disk untouched; the RAM root waits
 #               at /run/ramboot/root/root. LVM's own scan follows.
 #               With snapshot nothing is copied: the layer stays, and LVM's scan sees it alone.
+#               With image a compressed root made earlier is read instead.
 #   pre-mount   moves the RAM root to /sysroot in place of the disk's
 #   cleanup     removes what only the initramfs needed
 #   recover     after a phase that died: takes everything back
@@ -16,7 +17,7 @@
 # before the copy is proven, and recover leaves the machine as if we had not been there.
 
 . /lib/dracut-lib.sh
-for part in lib ask source copy root snapshot overlay seal; do
+for part in lib ask source copy root snapshot overlay seal state image; do
     # shellcheck disable=SC1090 # the parts beside this file
     . "/usr/lib/ramboot/ramboot-$part.sh"
 done
@@ -46,22 +47,18 @@ decide() {
     case $ST_REQUESTED in
         off) return 1 ;;
         ask) ST_BACKEND=$CONF_backend ;;
-        zram | tmpfs | snapshot | overlay) ST_BACKEND=$ST_REQUESTED ;;
-        image)
-            reason="the backend $ST_REQUESTED is not in this version of ramboot"
-            return 1
-            ;;
+        zram | tmpfs | image | snapshot | overlay) ST_BACKEND=$ST_REQUESTED ;;
         *)
             ST_REQUESTED=$(printable "$ST_REQUESTED")
-            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs, snapshot, overlay)"
+            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs, image, snapshot, overlay)"
             return 1
             ;;
     esac
     ST_DISK=${disk:-$CONF_disk}
     case $ST_DISK,$ST_BACKEND in
         attached,*) ;;
-        detached,zram | detached,tmpfs) ;;
-        readonly,zram | readonly,tmpfs)
+        detached,zram | detached,tmpfs | detached,image) ;;
+        readonly,zram | readonly,tmpfs | readonly,image)
             [ "$ROOT_KIND" = lvm ] || {
                 reason='ramboot.disk=readonly needs a root on LVM; ramboot.disk=detached does not'
                 return 1
@@ -136,7 +133,16 @@ make_root() {
     phase layer
     layer_up || return 1
     phase measure
-    source_mount && root_check "$RUN/source" && source_exclude && measure || return 1
+    source_mount || return 1
+    if [ "$ST_BACKEND" = image ]; then
+        phase fresh
+        image_choose || return 1
+    fi
+    [ "$ST_BACKEND" != image ] || {
+        make_image
+        return
+    }
+    root_check "$RUN/source" && source_exclude && measure || return 1
     case $ST_BACKEND in
         zram) make_zram_root ;;
         tmpfs) make_tmpfs_root ;;
@@ -284,7 +290,7 @@ finish_build() {
 
 # save_state, load_state: what a later phase, another process, needs to know.
 STATE='reason ST_REQUESTED ST_BACKEND ST_DISK ST_DEVICE ST_FSTYPE ST_BYTES ST_NEEDED ST_AVAILABLE
-ST_LIMIT ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap'
+ST_LIMIT ST_NOTE ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap'
 save_state() {
     local name value
     for name in $STATE; do
@@ -321,7 +327,7 @@ take_back() {
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES"
 }
 
 # volumes_back: at pre-mount nobody scans for volumes any more.
@@ -369,7 +375,7 @@ pre_mount() {
     take_place && {
         # the shutdown initramfs would be read from /boot, only to take down a disk that nobody wrote
         rm -f /run/initramfs/.need_shutdown
-        reason=
+        reason=$ST_NOTE
         phase end
         write_status ram
         return 0

@@ -124,13 +124,14 @@ read_config() {
         value=${line#*=}
         case $key in
             version) one_of "$value" 1 ;;
-            mode) one_of "$value" ask off zram tmpfs snapshot overlay ;;
-            backend) one_of "$value" zram tmpfs snapshot overlay ;;
+            mode) one_of "$value" ask off zram tmpfs image snapshot overlay ;;
+            backend) one_of "$value" zram tmpfs image snapshot overlay ;;
             default) one_of "$value" y n ;;
             disk) one_of "$value" attached readonly detached ;;
             swap) one_of "$value" session off keep ;;
             zram_algorithm) one_of "$value" auto lz4 lzo-rle lzo zstd ;;
             zram_size_mib | tmpfs_size_mib | snapshot_store_mib) [ "$value" = auto ] || is_number "$value" ;;
+            image_stale) one_of "$value" rebuild-first use-and-say copy ;;
             timeout_s | reserve_mib | headroom_mib | copy_timeout_s) is_number "$value" ;;
             exclude)
                 case $value in
@@ -157,7 +158,7 @@ read_config() {
 
 # Each must be there; exclude may be, and more than once.
 CONF_KEYS='version mode backend default timeout_s disk swap zram_algorithm zram_size_mib
-tmpfs_size_mib snapshot_store_mib reserve_mib headroom_mib copy_timeout_s'
+tmpfs_size_mib snapshot_store_mib image_stale reserve_mib headroom_mib copy_timeout_s'
 
 bad_config() {
     reason="the configuration $CONF has a line that is not understood: $(printable "$1")"
@@ -211,7 +212,7 @@ write_status() {
 }
 reason=
 ST_REQUESTED='' ST_BACKEND='' ST_DISK='' ST_DEVICE='' ST_FSTYPE='' ST_BYTES=''
-ST_NEEDED='' ST_AVAILABLE='' ST_LIMIT=''
+ST_NEEDED='' ST_AVAILABLE='' ST_LIMIT='' ST_NOTE=''
 
 # --- commands with a limit ------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ mask() {
 mask_units() {
     # shellcheck disable=SC2086 # lists of names
     mask "$1/etc/systemd/system" $SYSTEM_MASKS && mask "$1/etc/systemd/user" $USER_MASKS || return 1
-    ! one_of "$ST_BACKEND" tmpfs overlay || mask "$1/etc/systemd/system" $TMPFS_MASKS
+    ! one_of "$ST_BACKEND" tmpfs overlay image || mask "$1/etc/systemd/system" $TMPFS_MASKS
 }
 
 # no_swap: the units, wherever they come from. fstab and crypttab are done.

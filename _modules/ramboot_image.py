@@ -1,0 +1,700 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The prebuilt image of the backend `image`: what it holds, whether it is stale, building it.
+
+The image is a squashfs of the root beside a manifest, in a directory of the root itself that no
+copy and no image has. A build makes it from a temporary thin snapshot under a name of its own,
+proves it, and then renames a new manifest over the old one: until that moment the old image is the
+one that counts.
+
+What makes it stale is said by ramboot-state.sh, which the boot runs too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import re
+import stat as stat_module
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
+__virtualname__ = "ramboot_image"
+
+ROOT = "/"
+MIB = 1 << 20
+# it has all that / has, what only root may read as well
+IMAGE_MODE = "0600"
+STATE_SCRIPT = "salt://ramboot/initramfs/files/50ramboot/ramboot-state.sh"
+# The parts of ramboot-state.sh, and what it calls them to a user.
+PARTS = {
+    "packages": "packages or kernels",
+    "configuration": "configuration (/etc)",
+    "programs": "programs (/usr, /opt)",
+    "qubes": "dom0's list of qubes or their templates",
+}
+_NUMBERS = ("version", "bytes", "chunk_mib", "source_bytes")
+_WORDS = ("file", "sha256", "made", "kernels", *PARTS)
+# Extended attributes that squashfs keeps (squashfs-tools, xattr.c); of others only ACLs are usual.
+_KEPT_XATTRS = ("user.", "trusted.", "security.")
+_ACL = "system.posix_acl_"
+# A line that mksquashfs's file of excludes gives back as it is.
+_PLAIN_LINE = re.compile(r"/[\w/.,:+@=~%-]+", re.ASCII)
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+# Questions
+
+
+def asked() -> bool:
+    """
+    Whether the pillar asks for the backend: as mode, at the prompt, or in the menu.
+
+    Raises SaltInvocationError when the pillar is wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.asked
+    """
+    settings = __salt__["ramboot_config.load"]()
+    boot = settings["boot"]
+    return "image" in (boot["mode"], boot["backend"], *settings["grub"]["entries"])
+
+
+def manifest(path: str | None = None) -> dict[str, Any] | None:
+    """
+    What is recorded of the image.
+
+    path
+        a manifest. Default: that of the image on the disk.
+
+    Returns None when there is none, else {"version": 1, "file": name beside the manifest, "bytes":
+    int, "sha256": of the whole file, "chunk_mib": MiB that each of "chunks" ([SHA-256]) stands for,
+    "made": UTC as 2026-11-25T01:00:00Z, "kernels": [release], "source_bytes": what the root used,
+    and for each part of the root's state its SHA-256: "packages", "configuration", "programs",
+    "qubes"}.
+
+    Raises CommandExecutionError when it can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.manifest
+    """
+    path = path or _manifest_path()
+    found: dict[str, Any] = {"chunks": []}
+    try:
+        with open(path, encoding="ascii") as lines:
+            for line in lines.read().splitlines():
+                key, _, value = line.partition("=")
+                if key == "chunk":
+                    found["chunks"].append(value)
+                elif key in _NUMBERS:
+                    found[key] = int(value)
+                elif key in _WORDS:
+                    found[key] = value
+                else:
+                    raise ValueError(f"unknown line {line!r}")
+        if lacking := [key for key in (*_NUMBERS, *_WORDS) if not found.get(key)]:
+            raise ValueError(f"no line {lacking[0]}=")
+        if found["version"] != 1 or "/" in found["file"]:
+            raise ValueError("of another version")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CommandExecutionError(f"{path} can't be understood: {error}") from error
+    return {**found, "kernels": found["kernels"].split()}
+
+
+def state(root: str | None = None) -> dict[str, str]:
+    """
+    Which state of the system a root holds: what makes an image of another state stale.
+
+    root
+        its directory. Default: /.
+
+    Returns {"packages" (databases of packages, kernels), "configuration" (each entry of /etc),
+    "programs" (directories of /usr, each entry of /usr/local and /opt), "qubes" (names in
+    qubes.xml, root volumes of templates on the root): SHA-256 of names, sizes and times}.
+
+    Raises CommandExecutionError when something can't be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.state
+    """
+    script = __salt__["cp.cache_file"](STATE_SCRIPT, saltenv="base")
+    if not script:
+        raise CommandExecutionError(f"{STATE_SCRIPT} is not in file_roots of env base")
+    with tempfile.TemporaryDirectory(prefix="ramboot-image-") as work:
+        script = ["-c", '. "$1" && root_state "$2" "$3"', "sh", script]
+        said = _run(["sh", *script, root or ROOT, f"{work}/list"])
+    found = dict(line.split() for line in said.splitlines())
+    if list(found) != list(PARTS):
+        raise CommandExecutionError(f"the state of {root or ROOT} could not be told: {said}")
+    return found
+
+
+def stale() -> str | None:
+    """
+    Why the image has to be built anew; None when it holds the root as it is.
+
+    Raises CommandExecutionError when that can't be told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.stale
+    """
+    try:
+        recorded = manifest()
+    except CommandExecutionError as error:
+        return str(error)
+    if recorded is None:
+        return "there is no image"
+    path = os.path.join(_directory(), recorded["file"])
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        return f"{path} is missing"
+    if size != recorded["bytes"]:
+        return f"{path} has {size} bytes instead of {recorded['bytes']}"
+    now = state()
+    changed = [text for part, text in PARTS.items() if now[part] != recorded[part]]
+    return f"changed since {recorded['made']}: {', '.join(changed)}" if changed else None
+
+
+def impediments(layout: dict[str, Any] | None = None) -> list[str]:
+    """
+    Why no image can be built on this system, a sentence each; room on the disk apart.
+
+    layout
+        as `ramboot_preflight.root_layout` returns it. Default: looked up.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.impediments
+    """
+    layout = layout or __salt__["ramboot_preflight.root_layout"]()
+    folders = _paths()["commands"]
+    found = []
+    # squashfs-tools is in Fedora's repositories and not in comps-dom0.xml (qubes-qubes-release)
+    if not any(os.access(os.path.join(folder, "mksquashfs"), os.X_OK) for folder in folders):
+        found.append(
+            "the backend image needs mksquashfs, which is not installed; in dom0:"
+            " sudo qubes-dom0-update squashfs-tools"
+        )
+    if layout["kind"] != "lvm-thin":
+        found.append(
+            f"the backend image needs a root on LVM thin, to build from a snapshot of it; / is"
+            f" {layout['fstype']} on {layout['kind']}"
+        )
+    return found
+
+
+def room() -> dict[str, int]:
+    """
+    Bytes that a build may write, and that it most likely will.
+
+    Returns {"limit_bytes": what is free on / and in its thin pool, less a margin that stays free,
+    "expected_bytes": of the image}.
+
+    Raises CommandExecutionError when LVM can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.room
+    """
+    known = _known()
+    usage = os.statvfs(ROOT)
+    free = usage.f_bavail * usage.f_frsize
+    volume = _root_volume()
+    size, percent = _run(
+        ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size,data_percent",
+         f"{volume['vg']}/{volume['pool']}"]
+    ).split()  # fmt: skip
+    pool = int(int(size) * (100 - float(percent)) / 100)
+    last = manifest_or_none()
+    used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes()
+    expected = used * known["expected_percent"] // 100
+    if last:
+        expected = last["bytes"] * max(used, 1) // max(last["source_bytes"], 1)
+    return {
+        "limit_bytes": max(0, min(free, pool) - known["margin_mib"] * MIB),
+        "expected_bytes": expected,
+    }
+
+
+def manifest_or_none(path: str | None = None) -> dict[str, Any] | None:
+    """
+    `manifest`, where one that can't be understood or read counts as none.
+
+    path
+        as there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.manifest_or_none
+    """
+    with contextlib.suppress(CommandExecutionError, OSError):
+        return manifest(path)
+    return None
+
+
+def verify() -> dict[str, dict[str, Any]]:
+    """
+    The image against its recorded hash.
+
+    Returns {path: {"expected", "actual": SHA-256 or None, "mode", "owner", "verdict": "good" |
+    "changed" | "missing" | "wrong mode" | "wrong owner"}}, empty where there is no image.
+
+    Raises CommandExecutionError when the manifest can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.verify
+    """
+    recorded = manifest()
+    if recorded is None:
+        return {}
+    path = os.path.join(_directory(), recorded["file"])
+    found: dict[str, Any] = {"expected": recorded["sha256"], "actual": None}
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        return {path: {**found, "mode": None, "owner": None, "verdict": "missing"}}
+    found["actual"] = _hashes(path, MIB)[0]
+    found["mode"] = f"{stat_module.S_IMODE(info.st_mode):04o}"
+    found["owner"] = (
+        "root:root" if (info.st_uid, info.st_gid) == (0, 0) else (f"{info.st_uid}:{info.st_gid}")
+    )
+    verdict = "good"
+    if found["actual"] != found["expected"]:
+        verdict = "changed"
+    elif found["mode"] != IMAGE_MODE:
+        verdict = "wrong mode"
+    elif found["owner"] != "root:root":
+        verdict = "wrong owner"
+    return {path: {**found, "verdict": verdict}}
+
+
+def remains() -> list[str]:
+    """
+    What is there of images and of builds that were cut off: paths, and a volume as VG/LV.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.remains
+    """
+    directory = _directory()
+    found = [directory] if os.path.lexists(directory) else []
+    return found + [f"volume {name}" for name in _snapshots()]
+
+
+# Actions
+
+
+def build() -> dict[str, Any]:
+    """
+    Build the image from a snapshot of the root, prove it, put it in the old one's place.
+
+    At idle priority. The proof: the file read back from the disk has the hash that was written, the
+    running kernel mounts it, and each entry of the snapshot is in it with type, mode, owner, size,
+    time and extended attributes.
+
+    Returns the manifest without "chunks", and "without_acl": [path] of what lost its access control
+    list, which squashfs does not keep.
+
+    Raises CommandExecutionError, the old image being left, when a session or the layout does not
+    allow it, room does not suffice, another build runs, or the image is not proven.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.build
+    """
+    settings = __salt__["ramboot_config.load"]()
+    session = __salt__["ramboot_preflight.session_fault"]()
+    if problems := [session] if session else impediments():
+        raise CommandExecutionError("no image was built: " + "; ".join(problems))
+    directory = _directory()
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    with _locked(directory):
+        _clear(directory)
+        space = room()
+        if space["expected_bytes"] > space["limit_bytes"]:
+            raise CommandExecutionError(
+                f"no image was built: about {_mib(space['expected_bytes'])} are needed,"
+                f" {_mib(space['limit_bytes'])} may be used on / and in its thin pool"
+            )
+        partial = os.path.join(directory, "building.squashfs")
+        try:
+            with _snapshot() as source:
+                recorded = _made_of(source, partial, space["limit_bytes"], settings)
+            without_acl = recorded.pop("without_acl")
+            recorded["file"] = f"root-{recorded['sha256'][:16]}.squashfs"
+            os.chmod(partial, int(IMAGE_MODE, 8))
+            os.rename(partial, os.path.join(directory, recorded["file"]))
+            _write_manifest(recorded)
+        finally:
+            _clear(directory)
+    recorded.pop("chunks")
+    return {**recorded, "without_acl": without_acl}
+
+
+def refresh() -> dict[str, Any]:
+    """
+    Build the image anew if it is stale; in a RAM session nothing. What ramboot-image.service runs.
+
+    Returns {"action": "built" | "nothing", "reason": sentence}.
+
+    Raises CommandExecutionError as `build` and `stale` do.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.refresh
+    """
+    if session := __salt__["ramboot_preflight.session_fault"]():
+        return {"action": "nothing", "reason": session}
+    reason = stale()
+    if reason is None:
+        return {"action": "nothing", "reason": "the image is current"}
+    build()
+    return {"action": "built", "reason": reason}
+
+
+def remove() -> list[str]:
+    """
+    Delete the image, its manifest, and what a build that was cut off left.
+
+    Returns what was there, as `remains` does. Raises CommandExecutionError while a build runs.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.remove
+    """
+    found = remains()
+    directory = _directory()
+    if os.path.isdir(directory):
+        with _locked(directory):
+            _clear(directory)
+            # the manifest first: an image without one is none
+            names = sorted(os.listdir(directory), key=lambda name: name != "manifest")
+            for name in names:
+                os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    elif found:
+        _drop_snapshots()
+    return found
+
+
+# Building
+
+
+def _made_of(source: str, partial: str, limit: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The image of `source` at `partial`, proven; what the manifest says of it but its name."""
+    usage = os.statvfs(source)
+    known = _known()
+    recorded: dict[str, Any] = {
+        "version": 1,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "kernels": sorted(os.listdir(f"{source}/usr/lib/modules")),
+        **state(source),
+    }
+    excluded = _excluded(source, settings["copy"]["exclude"])
+    _squash(source, partial, excluded, limit, settings["image"])
+    size = os.stat(partial).st_size
+    sha256, chunks = _hashes(partial, known["chunk_mib"] * MIB)
+    without_acl = _prove(partial, source, set(excluded), sha256)
+    return {
+        **recorded,
+        "bytes": size,
+        "sha256": sha256,
+        "chunk_mib": known["chunk_mib"],
+        "chunks": chunks,
+        "source_bytes": (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes(),
+        "without_acl": without_acl,
+    }
+
+
+def _excluded(source: str, patterns: list[str]) -> list[str]:
+    """What the copies of other backends leave behind too, and images."""
+    inside = os.path.relpath(_directory(), ROOT)
+    return sorted(
+        {
+            path
+            for pattern in [f"/{inside}/*", f"/{inside}/.*", *patterns]
+            for path in glob.glob(f"{glob.escape(source)}{pattern}")
+        }
+    )
+
+
+def _squash(source: str, target: str, excluded: list[str], limit: int, how: dict[str, Any]) -> None:
+    with tempfile.NamedTemporaryFile("w", prefix="ramboot-image-", encoding="ascii") as listing:
+        # lines are trimmed, and more; arguments are not
+        plain = [path for path in excluded if _PLAIN_LINE.fullmatch(path)]
+        listing.write("".join(f"{path}\n" for path in plain))
+        listing.flush()
+        others = [path for path in excluded if not _PLAIN_LINE.fullmatch(path)]
+        # no file larger than what may be written: a full root, or thin pool, would stop dom0
+        _run(
+            [
+                *("prlimit", f"--fsize={limit}", "nice", "-n", "19", "ionice", "-c", "3"),
+                *("mksquashfs", source, target, "-comp", "zstd", "-noappend", "-exit-on-error"),
+                *("-Xcompression-level", str(how["level"]), "-b", f"{how['block_kib']}K"),
+                *("-no-progress", "-mem", "512M", "-ef", listing.name),
+                *(("-e", *others) if others else ()),
+            ]
+        )
+
+
+def _hashes(path: str, chunk: int) -> tuple[str, list[str]]:
+    whole, chunks = hashlib.sha256(), []
+    with open(path, "rb") as source:
+        while data := source.read(chunk):
+            whole.update(data)
+            chunks.append(hashlib.sha256(data).hexdigest())
+    return whole.hexdigest(), chunks
+
+
+def _prove(path: str, source: str, excluded: set[str], sha256: str) -> list[str]:
+    """That the image arrived on the disk and holds what the snapshot holds; files with ACLs."""
+    with open(path, "rb") as image:
+        os.fsync(image.fileno())
+        os.posix_fadvise(image.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        again = hashlib.sha256()
+        while data := image.read(MIB):
+            again.update(data)
+    if again.hexdigest() != sha256:
+        raise CommandExecutionError("the image was not kept: the disk gives other bytes back")
+    without_acl: list[str] = []
+    with _mounted(["-t", "squashfs", "-o", "ro,nodev,nosuid,noexec,loop", path], "proof") as proof:
+        inside = _entries(proof, set(), [])
+        for wanted in _entries(source, excluded, without_acl):
+            found = next(inside, None)
+            if found != wanted:
+                raise CommandExecutionError(
+                    "the image was not kept: it differs from the root at"
+                    f" {_shown(wanted[0])}: {_shown(found)} instead of {_shown(wanted)}"
+                )
+        if found := next(inside, None):
+            raise CommandExecutionError(f"the image was not kept: {_shown(found[0])} is too much")
+    return without_acl
+
+
+def _entries(top: str, excluded: set[str], acls: list[str]) -> Iterator[tuple]:
+    """Each entry below top in a fixed order, with what squashfs keeps of it."""
+    todo = [top]
+    while todo:
+        path = todo.pop()
+        info = os.lstat(path)
+        kind = stat_module.S_IFMT(info.st_mode)
+        names = os.listxattr(path, follow_symlinks=False)
+        if any(name.startswith(_ACL) for name in names):
+            acls.append(path[len(top) :] or "/")
+        yield (
+            path[len(top) :],
+            f"{info.st_mode:o}",
+            info.st_uid,
+            info.st_gid,
+            info.st_size if kind in (stat_module.S_IFREG, stat_module.S_IFLNK) else None,
+            info.st_rdev if kind in (stat_module.S_IFBLK, stat_module.S_IFCHR) else None,
+            # 32 bits of seconds
+            max(0, min(info.st_mtime_ns // 10**9, 0xFFFFFFFF)),
+            os.readlink(path) if kind == stat_module.S_IFLNK else None,
+            tuple(
+                (name, os.getxattr(path, name, follow_symlinks=False))
+                for name in sorted(names)
+                if name.startswith(_KEPT_XATTRS)
+            ),
+        )
+        if kind == stat_module.S_IFDIR:
+            below = (os.path.join(path, name) for name in os.listdir(path))
+            todo += sorted((item for item in below if item not in excluded), reverse=True)
+
+
+def _write_manifest(recorded: dict[str, Any]) -> None:
+    """In one rename; from here on the new image is the one that counts."""
+    path = _manifest_path()
+    lines = [
+        f"{key}={' '.join(value) if isinstance(value, list) else value}"
+        for key, value in recorded.items()
+        if key != "chunks"
+    ]
+    lines += [f"chunk={sha256}" for sha256 in recorded["chunks"]]
+    with open(f"{path}.new", "w", encoding="ascii") as target:
+        target.write("\n".join(lines) + "\n")
+        target.flush()
+        os.fsync(target.fileno())
+    if manifest(f"{path}.new") is None:
+        raise CommandExecutionError(f"{path}.new vanished")
+    _sync(os.path.dirname(path))
+    os.rename(f"{path}.new", path)
+    _sync(os.path.dirname(path))
+
+
+def _clear(directory: str) -> None:
+    """Delete all but the image that the manifest names; where that can't be told, no image."""
+    for name in ("proof", "source"):
+        path = os.path.join(_paths()["image_mounts"], name)
+        if os.path.ismount(path):
+            _run(["umount", path])
+    _drop_snapshots()
+    kept = {"manifest", "lock"}
+    try:
+        recorded = manifest()
+    except CommandExecutionError:
+        kept.update(name for name in os.listdir(directory) if name.startswith("root-"))
+    else:
+        kept |= {recorded["file"]} if recorded else set()
+    for name in os.listdir(directory):
+        if name not in kept:
+            os.unlink(os.path.join(directory, name))
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    path = os.path.join(directory, "lock")
+    with open(path, "w", encoding="ascii") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CommandExecutionError("an image is being built by another process") from error
+        yield
+
+
+# The snapshot
+
+
+def _root_volume() -> dict[str, str]:
+    source = __salt__["ramboot_preflight.root_layout"]()["source"]
+    answer = _run(["lvs", "--reportformat", "json", "-o", "vg_name,lv_name,pool_lv", source])
+    volume = json.loads(answer)["report"][0]["lv"][0]
+    return {"vg": volume["vg_name"], "lv": volume["lv_name"], "pool": volume["pool_lv"]}
+
+
+@contextlib.contextmanager
+def _snapshot() -> Iterator[str]:
+    """A thin snapshot of the root, mounted. LVM freezes the file system meanwhile: it is whole."""
+    volume, name = _root_volume(), _known()["snapshot"]
+    _run(
+        ["lvcreate", "--quiet", "--snapshot", "--setactivationskip", "n", "--activate", "y",
+         "--addtag", name, "--name", name, f"{volume['vg']}/{volume['lv']}"]
+    )  # fmt: skip
+    try:
+        device = f"/dev/{volume['vg']}/{name}"
+        with _mounted(["-o", "ro,nodev,nosuid,noexec", device], "source") as source:
+            yield source
+    finally:
+        _drop_snapshots()
+
+
+def _snapshots() -> list[str]:
+    """Those that a build made and did not remove, told by their tag."""
+    try:
+        listed = _run(["lvs", "--noheadings", "-o", "vg_name,lv_name", f"@{_known()['snapshot']}"])
+    except CommandExecutionError:
+        # no LVM: there can be none
+        return []
+    return ["/".join(line.split()) for line in listed.splitlines() if line.strip()]
+
+
+def _drop_snapshots() -> None:
+    for name in _snapshots():
+        _run(["lvremove", "--quiet", "--yes", name])
+
+
+@contextlib.contextmanager
+def _mounted(arguments: list[str], name: str) -> Iterator[str]:
+    path = os.path.join(_paths()["image_mounts"], name)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    _run(["mount", *arguments, path])
+    try:
+        yield path
+    finally:
+        _run(["umount", path])
+        os.rmdir(path)
+
+
+# The system
+
+
+def _run(command: list[str]) -> str:
+    done = __salt__["cmd.run_all"](command, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        said = (done["stderr"] or done["stdout"]).strip().splitlines()
+        name = "mksquashfs" if "mksquashfs" in command else command[0]
+        raise CommandExecutionError(f"{name} failed ({done['retcode']}): {' '.join(said[-3:])}")
+    return done["stdout"]
+
+
+def _known() -> dict[str, Any]:
+    return __salt__["ramboot_config.defaults"]()["image_build"]
+
+
+def _paths() -> dict[str, Any]:
+    return __salt__["ramboot_config.paths"]()
+
+
+def _directory() -> str:
+    return _paths()["image_directory"]
+
+
+def _manifest_path() -> str:
+    return os.path.join(_directory(), "manifest")
+
+
+def _directory_bytes() -> int:
+    """What images take on /."""
+    return sum(os.lstat(path).st_blocks * 512 for path in glob.glob(f"{_directory()}/*"))
+
+
+def _sync(directory: str) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _mib(size: int) -> str:
+    return f"{size // MIB} MiB"

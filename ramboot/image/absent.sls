@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The image goes, and what built it anew. No pillar needed.   qubesctl state.apply ramboot.image.absent
+
+{%- from "ramboot/map.jinja" import paths with context %}
+
+{%- for unit in ('wanted', 'timer', 'service') %}
+ramboot-image-{{ unit }}-absent:
+  ramboot.restored:
+    - name: {{ paths.image_units[unit] }}
+    - require_in:
+      - ramboot_image: ramboot-image-absent
+{%- endfor %}
+
+ramboot-image-absent:
+  ramboot_image.absent:
+    - name: {{ paths.image_directory }}
+
+ramboot-image-record-closed:
+  ramboot.record_closed:
+    - name: the record of originals
+    - require:
+      - ramboot_image: ramboot-image-absent

@@ -1,0 +1,79 @@
+# shellcheck shell=sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Which state of the system a root holds. ramboot.image runs this over what it makes an image of,
+# the boot over the disk's root: where a part differs, the image is stale. A root is written in each
+# boot, so only what makes it another system counts: not logs, nor what lies in /home.
+# Names, sizes and times (ctime too, which no program can set back) stand for contents.
+
+STATE_PARTS='packages configuration programs qubes'
+
+# root_state DIRECTORY FILE: a line "PART SHA256" for each part; FILE is for its own use.
+# 1: something could not be read.
+root_state() {
+    local part
+    for part in $STATE_PARTS; do
+        (cd "$1" && "state_$part") > "$2" || return 1
+        printf '%s %s\n' "$part" "$(tr '\n' '\0' < "$2" | LC_ALL=C sort -z | sha256sum | cut -c 1-64)"
+    done
+}
+
+# state_text PART: what a user calls it.
+state_text() {
+    case $1 in
+        packages) printf 'packages or kernels' ;;
+        configuration) printf 'configuration (/etc)' ;;
+        programs) printf 'programs (/usr, /opt)' ;;
+        qubes) printf "dom0's list of qubes or their templates" ;;
+    esac
+}
+
+# state_entries PATH: each entry there that $STATE_PRUNE does not leave out. A directory's times
+# change with any temporary file.
+state_entries() {
+    [ -e "$1" ] || return 0
+    # shellcheck disable=SC2086 # words of an expression
+    find "$1" -ignore_readdir_race -xdev \( $STATE_PRUNE \) -prune \
+        -o -type d -printf '%y %m %U %G %p\0' -o -printf '%y %m %U %G %s %T@ %C@ %p %l\0'
+}
+
+# state_file PATH
+state_file() {
+    [ ! -f "$1" ] || find "$1" -printf '%s %T@ %p\0'
+}
+
+# Fedora's databases, then Debian's.
+state_packages() {
+    local path
+    for path in usr/lib/sysimage/rpm/rpmdb.sqlite var/lib/rpm/rpmdb.sqlite var/lib/rpm/Packages \
+        var/lib/rpm/Packages.db var/lib/dpkg/status; do
+        state_file "$path" || return 1
+    done
+    ls usr/lib/modules
+}
+
+# Without what a boot or the start of a qube writes there: LVM's copies of its metadata, libvirt's
+# definitions of running domains, the clock's drift, addresses.
+state_configuration() {
+    STATE_PRUNE='-path etc/lvm/archive -o -path etc/lvm/backup -o -path etc/lvm/cache
+        -o -path etc/lvm/devices/backup -o -path etc/libvirt -o -path etc/adjtime -o -path etc/resolv.conf'
+    state_entries etc
+}
+
+# A directory's time changes when a file in it is made, replaced or deleted.
+state_programs() {
+    STATE_PRUNE='-name __pycache__'
+    find usr -ignore_readdir_race -xdev -name __pycache__ -prune -o -type d -printf '%T@ %p\0' \
+        && state_entries usr/local && state_entries opt
+}
+
+# Names alone: qubesd keeps dates of updates in the same file. Disposables come and go.
+state_qubes() {
+    local path
+    if [ -f var/lib/qubes/qubes.xml ]; then
+        grep -o '<property name="name">[^<]*<' var/lib/qubes/qubes.xml | grep -v '>disp[0-9]*<$'
+    fi
+    for path in var/lib/qubes/vm-templates/*/root*.img; do
+        state_file "$path" || return 1
+    done
+}

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The backend image: the formula builds it in the machine, the next boots read it into RAM. The
+initramfs is built on the host and started without GRUB and Xen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vm import build
+from vm.claims import assert_persistent, settled, status
+from vm.console import repeated
+from vm.disk import Disk
+from vm.machine import Machine
+
+MachineMaker = Callable[..., Machine]
+APPLY = "salt-call --local --retcode-passthrough state.apply ramboot.image"
+# quick to build
+PILLAR = "ramboot: {image: {level: 1}}\n"
+
+
+@pytest.fixture(scope="module")
+def image_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    """The machine after `state.apply ramboot.image`, the second run of which changes nothing."""
+    top = tmp_path_factory.mktemp("image")
+    payload = build.formula_payload(top / "payload.tar", PILLAR)
+    target = top / "disk.qcow2"
+
+    def apply() -> None:
+        with Machine(build.base(), "image-built", top / "results", payload=payload) as dom0:
+            dom0.start_direct("ramboot=off", initrd=build.initramfs())
+            dom0.unlock()
+            dom0.shell()
+            dom0.install_payload()
+            dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
+            dom0.succeed(APPLY, timeout_s=600)
+            assert "holds the root as it is" in dom0.succeed(APPLY, timeout_s=300)
+            assert "ramboot-image" not in dom0.succeed("lvs; mount")
+            dom0.poweroff()
+            dom0.disk.path.rename(target)
+
+    repeated(apply)
+    yield Disk(target, "luks-thin")
+    target.unlink()
+
+
+def test_a_root_from_an_image_runs_without_the_disk(
+    image_disk: Disk, machine: MachineMaker
+) -> None:
+    dom0 = machine(image_disk)
+    dom0.start_direct("ramboot=image ramboot.disk=detached", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.wait_for("reading the image of 20", 120)
+    dom0.shell()
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", "image", "detached")
+    # neither shutting down nor the boot before made it stale
+    assert told["reason"] is None
+    assert dom0.succeed("findmnt -no FSTYPE,SOURCE /").split() == ["overlay", "ramboot-image"]
+    assert settled(dom0) == "running", dom0.succeed("systemctl --failed --plain --no-legend")
+    assert dom0.succeed("dmsetup ls") == "No devices found"
+    assert dom0.succeed("swapon --show --noheadings") == ""
+    dom0.fail("mountpoint -q /boot")
+    assert dom0.succeed("ls -A /var/lib/ramboot/image") == ""
+    reporter = "/etc/systemd/system/qubes-meminfo-writer-dom0.service"
+    assert dom0.succeed(f"readlink {reporter}") == "/dev/null"
+    dom0.succeed("rm /etc/hostname && echo gone with the power > /root/note && sync")
+    dom0.poweroff()
+    assert dom0.written_bytes() == 0
+    assert dom0.disk_unchanged()
+
+
+# Copies well, but for one bit of the second chunk that comes by.
+FLIPPING = """#!/bin/bash
+/usr/bin/dd.real "$@" || exit 1
+for word; do
+    case $word in
+    of=*) file=${word#of=} ;;
+    seek=16) printf x | /usr/bin/dd.real of="$file" bs=1 seek=20000000 conv=notrunc status=none ;;
+    esac
+done
+"""
+
+
+def test_a_damaged_image_ends_in_a_persistent_boot(image_disk: Disk, machine: MachineMaker) -> None:
+    dom0 = machine(image_disk)
+    dd = next((build.tree() / "usr/bin").glob("dd"))
+    dom0.start_direct(
+        "ramboot=image",
+        initrd=build.initramfs(),
+        files={"usr/bin/dd": FLIPPING, "usr/bin/dd.real": Path(dd)},
+    )
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "the image is damaged between 16 and 32 MiB")
