@@ -36,8 +36,6 @@ EXPECTED_PERCENT = {
     "lzo": 60,
     "zstd": 48,
     "tmpfs": 102,
-    "snapshot": 0,
-    "overlay": 0,
     "image": 45,
 }
 # Before there is an image, and what lies beside one in RAM (ramboot-image.sh).
@@ -221,22 +219,25 @@ def plan() -> dict[str, dict[str, Any]]:
         (
             "zram",
             used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100,
-            algorithm,
+            used * EXPECTED_PERCENT[algorithm] // 100,
             algorithm,
         ),
-        ("tmpfs", used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES, "tmpfs", None),
+        (
+            "tmpfs",
+            used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES,
+            used * EXPECTED_PERCENT["tmpfs"] // 100,
+            None,
+        ),
         ("image", *_image_bytes(used), None),
         # copies nothing: what it takes is what the session writes
-        ("snapshot", 0, "snapshot", algorithm),
-        ("overlay", 0, "overlay", None),
+        ("snapshot", 0, 0, algorithm),
+        ("overlay", 0, 0, None),
     ):
         needed = root + spare
         found[backend] = {
             "needed_bytes": needed,
             "root_bytes": root,
-            "expected_bytes": expected
-            if backend == "image"
-            else used * EXPECTED_PERCENT[expected] // 100,
+            "expected_bytes": expected,
             "available_bytes": available,
             "fits": needed <= available,
             "available_now_bytes": now,
@@ -430,11 +431,9 @@ def _prebuilt() -> dict[str, Any] | None:
 def _image_bytes(used: int) -> tuple[int, int]:
     """What an image takes in RAM, as the boot reckons it and as is likely."""
     image = __salt__["ramboot_image.manifest_or_none"]()
-    if image is None:
-        return used * IMAGE_PERCENT // 100 + IMAGE_EXTRA_BYTES, used * EXPECTED_PERCENT[
-            "image"
-        ] // 100
-    return image["bytes"] + IMAGE_EXTRA_BYTES, image["bytes"]
+    size = image["bytes"] if image else used * IMAGE_PERCENT // 100
+    expected = image["bytes"] if image else used * EXPECTED_PERCENT["image"] // 100
+    return size + IMAGE_EXTRA_BYTES, expected
 
 
 def _image_says() -> str:
