@@ -477,11 +477,9 @@ def _prebuilt() -> dict[str, Any] | None:
 def _image_bytes(used: int) -> tuple[int, int]:
     """What an image takes in RAM, as the boot reckons it and as is likely."""
     image = __salt__["ramboot_image.manifest_or_none"]()
-    if image is None:
-        return used * IMAGE_PERCENT // 100 + IMAGE_EXTRA_BYTES, used * EXPECTED_PERCENT[
-            "image"
-        ] // 100
-    return image["bytes"] + IMAGE_EXTRA_BYTES, image["bytes"]
+    size = image["bytes"] if image else used * IMAGE_PERCENT // 100
+    expected = image["bytes"] if image else used * EXPECTED_PERCENT["image"] // 100
+    return size + IMAGE_EXTRA_BYTES, expected
 
 
 def _image_says() -> str:

@@ -33,6 +33,7 @@ __virtualname__ = "ramboot_image"
 
 ROOT = "/"
 MIB = 1 << 20
+MADE = "%Y-%m-%dT%H:%M:%SZ"
 # it has all that / has, what only root may read as well
 IMAGE_MODE = "0600"
 STATE_SCRIPT = "salt://ramboot/initramfs/files/50ramboot/ramboot-state.sh"
@@ -115,6 +116,7 @@ def manifest(path: str | None = None) -> dict[str, Any] | None:
             raise ValueError(f"no line {lacking[0]}=")
         if found["version"] != 1 or "/" in found["file"]:
             raise ValueError("of another version")
+        time.strptime(found["made"], MADE)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -428,10 +430,12 @@ def remove() -> list[str]:
 def _made_of(source: str, partial: str, limit: int, settings: dict[str, Any]) -> dict[str, Any]:
     """The image of `source` at `partial`, proven; what the manifest says of it but its name."""
     usage = os.statvfs(source)
+    # what is being written is not in the snapshot, the old image is
+    used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes()
     known = _known()
     recorded: dict[str, Any] = {
         "version": 1,
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "made": time.strftime(MADE, time.gmtime()),
         "kernels": sorted(os.listdir(f"{source}/usr/lib/modules")),
         **state(source),
     }
@@ -446,7 +450,7 @@ def _made_of(source: str, partial: str, limit: int, settings: dict[str, Any]) ->
         "sha256": sha256,
         "chunk_mib": known["chunk_mib"],
         "chunks": chunks,
-        "source_bytes": (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes(),
+        "source_bytes": used,
         "without_acl": without_acl,
     }
 

@@ -235,10 +235,9 @@ def _too_much(lvm):
     def mount(*arguments):
         real(*arguments)
         if not arguments[-2].startswith("/dev/"):
-            top = Path(arguments[-1])
-            times = top.stat()
-            (top / "zzz").touch()
-            os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
+            times = os.stat(arguments[-1])
+            (Path(arguments[-1]) / "zzz").touch()
+            os.utime(arguments[-1], ns=(times.st_atime_ns, times.st_mtime_ns))
 
     lvm.mount = mount
 

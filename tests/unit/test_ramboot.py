@@ -682,6 +682,73 @@ def test_audit_of_swap(system, ramboot, name, kind, verdict):
     assert row(f"swap {name}", f"{kind}, 2 MiB used", verdict, would="ram") in ramboot.audit()
 
 
+IMAGE = {
+    "version": 1,
+    "file": "root-0.squashfs",
+    "bytes": 700 * MIB,
+    "chunk_mib": 16,
+    "source_bytes": 5 * GIB,
+    "sha256": "5" * 64,
+    "made": "2026-11-25T01:00:00Z",
+    "kernels": "6.12.0",
+    **dict.fromkeys(("packages", "configuration", "programs", "qubes"), "0" * 64),
+}
+
+
+def an_image(world, place):
+    world.write(place, "".join(f"{key}={value}\n" for key, value in IMAGE.items()))
+
+
+def test_a_root_made_of_an_image_goes_with_the_power(world, system, ramboot):
+    system.mounts[0] = "21 1 0:30 / / rw - overlay ramboot-image rw,lowerdir=/x"
+    system.write()
+    # a name alone proves nothing
+    assert verdicts(ramboot.audit())["/"] == "unknown"
+    an_image(world, "/run/ramboot/image")
+    assert verdicts(ramboot.audit())["/"] == "ram"
+    found = ramboot.status()["live"]["image"]
+    assert found.pop("age_s") >= 0
+    assert found == {"made": "2026-11-25T01:00:00Z", "bytes": 700 * MIB}
+
+
+def test_an_image_on_the_disk_is_a_trace_of_what_the_root_held(world, ramboot):
+    an_image(world, "/var/lib/ramboot/image/manifest")
+    assert {
+        "place": f"{world.root}/var/lib/ramboot/image",
+        "finding": f"the image of {IMAGE['made']}: what / held then, also what was deleted since",
+        "verdict": "disk",
+    } in ramboot.audit()
+    world.write("/var/lib/ramboot/image/manifest", "version=1\n")
+    assert verdicts(ramboot.audit())["image"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        (None, "the image of 2026-11-25T01:00:00Z is current"),
+        ("changed since", "the image is stale: changed since"),
+    ],
+)
+def test_plan_reckons_with_the_image_that_there_is(world, ramboot, reason, says):
+    an_image(world, "/var/lib/ramboot/image/manifest")
+    world.salt["ramboot_image.stale"] = lambda: reason
+    found = ramboot.plan()["image"]
+    assert (found["root_bytes"], found["expected_bytes"]) == (716 * MIB, 700 * MIB)
+    assert found["says"].endswith(f"fits; {says}")
+
+
+def test_verify_looks_at_the_image_too(world, ramboot):
+    world.salt["ramboot_initramfs.verify"] = lambda: {"disk": {}, "initramfs": {}, "faults": []}
+    an_image(world, "/var/lib/ramboot/image/manifest")
+    file = f"{world.root}/var/lib/ramboot/image/root-0.squashfs"
+    missing = {"expected": "5" * 64, "actual": None, "mode": None, "owner": None}
+    assert ramboot.verify() == {
+        "disk": {file: {**missing, "verdict": "missing"}},
+        "initramfs": {},
+        "faults": [f"{file}: missing"],
+    }
+
+
 def test_a_zram_device_that_writes_back_is_a_disk(system, ramboot):
     system.zram(0, backing="/dev/sda3")
     system.world.write("/sys/class/block/zram0/backing_dev", "/dev/sda3\n")

@@ -14,6 +14,8 @@ MERGE_GAP_BYTES=1048576
 PIECE_BYTES=67108864
 # No progress for so long ends the copy.
 STALL_S=120
+# How often the copy is looked at.
+WATCH_S=1
 
 # Compressed size in percent of what is used: dom0 roots took 56 to 63 with lzo-rle
 # (1.3 and 5.3 GB of Fedora and Debian), lz4 a little more, zstd less.
@@ -184,7 +186,7 @@ watch_copy() {
             kill -0 "$pid" 2> /dev/null && running=1
         done
         [ -n "$running" ] || break
-        sleep 1
+        sleep "$WATCH_S"
         now=$(now_cs)
         done=$($2)
         is_number "$done" || done=$last

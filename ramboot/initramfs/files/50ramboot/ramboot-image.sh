@@ -171,6 +171,8 @@ image_read() {
         fi
         i=$((i + 1))
     done
+    # a second is much of the time that this takes
+    WATCH_S=0.1
     watch_copy "$IMAGE_bytes" image_copied && collect_workers || return 1
     [ "$(cat "$RUN"/work/image.*.done | wc -l)" -eq "$IMAGE_CHUNKS" ] \
         && [ "$(wc -c < "$IMAGE_COPY")" -eq "$IMAGE_bytes" ] || {

@@ -60,11 +60,13 @@ state_configuration() {
     state_entries etc
 }
 
-# A directory's time changes when a file in it is made, replaced or deleted.
+# A directory's time changes when a file in it is made, replaced or deleted. Not where there are many
+# that hold no programs: packages change those, and packages are seen.
 state_programs() {
     STATE_PRUNE='-name __pycache__'
-    find usr -ignore_readdir_race -xdev -name __pycache__ -prune -o -type d -printf '%T@ %p\0' \
-        && state_entries usr/local && state_entries opt
+    find usr -ignore_readdir_race -xdev \( -name __pycache__ -o -path usr/local -o -path usr/src \
+        -o -path usr/share/doc -o -path usr/share/icons -o -path usr/share/locale -o -path usr/share/man \) \
+        -prune -o -type d -printf '%T@ %p\0' && state_entries usr/local && state_entries opt
 }
 
 # Names alone: qubesd keeps dates of updates in the same file. Disposables come and go.
