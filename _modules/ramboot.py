@@ -698,7 +698,8 @@ def _is_our_overlay() -> bool:
     more (ramboot-overlay.sh); their own note is the witness.
     """
     root = _root_mount()
-    noted = _noted()
+    # without the note _noted would ask what / lies on, which is the question
+    noted = _noted() if os.path.exists(_paths()["status"]) else {"session": None, "backend": None}
     return (
         (root["source"], root["fstype"]) == (OVERLAY, "overlay")
         and f"upperdir={OVERLAY_UPPER}" in root["options"]

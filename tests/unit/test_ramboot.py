@@ -418,6 +418,14 @@ def test_an_overlay_that_may_not_be_ours_is_not_known(world, system, ramboot, li
     assert (found["/"], found["all"]) == ("unknown", "unknown")
 
 
+def test_an_overlay_without_any_note_is_not_known(system, ramboot):
+    system.mounts[:2] = [OURS]
+    system.write()
+    assert ramboot.backing("ramboot-root") == "unknown"
+    assert ramboot.status()["session"] == "unknown"
+    assert verdicts(ramboot.audit())["/"] == "unknown"
+
+
 def loop(system, file):
     # the test's own files are in /tmp, which is a tmpfs here
     del system.mounts[3]
