@@ -486,7 +486,7 @@ def _session_of_the_pillar() -> dict[str, Any]:
     boot = settings["boot"]
     backend = boot["backend"] if boot["mode"] in ("ask", "off") else boot["mode"]
     return {
-        "lvm": backend != "snapshot" and boot["disk"] != "detached",
+        "lvm": backend != "snapshot" and boot["disk"] == "attached",
         "swap": settings["swap"] == "keep",
         "mounts": boot["disk"] != "detached",
     }
