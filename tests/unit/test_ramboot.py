@@ -454,6 +454,14 @@ def test_a_loop_device_whose_file_is_deleted_is_not_known(world, system, ramboot
     assert (found["/mnt"], found["device loop0"]) == ("unknown", "trace")
 
 
+def test_a_loop_device_over_a_disk_is_that_disk_and_has_no_row_of_its_own(system, ramboot):
+    loop(system, "/dev/dm-0")
+    found = verdicts(ramboot.audit())
+    assert found["/mnt"] == "trace"
+    assert ramboot.backing("/dev/loop0") == "disk"
+    assert "device loop0" not in found
+
+
 def disk(system, name, size=4 << 21, **files):
     for key, text in {"size": size, "ro": 0, "removable": 0, **files}.items():
         system.world.write(f"/sys/class/block/{name}/{key}", f"{text}\n")
