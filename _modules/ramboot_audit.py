@@ -14,6 +14,9 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
+# Salt's loader sets it
+__salt__: dict[str, Any]
+
 __virtualname__ = "ramboot_audit"
 
 VERDICTS = ("disk", "unknown", "trace", "ram")
