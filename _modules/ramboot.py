@@ -826,7 +826,8 @@ def _is_our_overlay() -> bool:
     more (ramboot-overlay.sh); their own note is the witness.
     """
     root = _root_mount()
-    noted = _noted()
+    # without the note _noted would ask what / lies on, which is the question
+    noted = _noted() if os.path.exists(_paths()["status"]) else {"session": None, "backend": None}
     return (
         (root["source"], root["fstype"]) == (OVERLAY, "overlay")
         and f"upperdir={OVERLAY_UPPER}" in root["options"]
@@ -874,21 +875,23 @@ def _leaves(name: str) -> set[str]:
         path = f"{folder}/backing_dev"
         return {"ram"} if not os.path.exists(path) or _read(path).strip() == "none" else {"disk"}
     if name.startswith("loop"):
-        return {_loop_backing(folder)}
+        return _loop_leaves(folder)
     # a network device, a device-mapper target without devices
     if name.startswith(("nbd", "dm-")):
         return {"unknown"}
     return {"disk"}
 
 
-def _loop_backing(folder: str) -> str:
-    """Where the file of a loop device lies; a deleted one has another path than its own."""
+def _loop_leaves(folder: str) -> set[str]:
+    """Where what a loop device shows lies; a deleted file has another path than its own."""
     path = f"{folder}/loop/backing_file"
     file = _read(path).rstrip("\n") if os.path.exists(path) else ""
+    if file.startswith("/dev/"):
+        return _leaves(os.path.basename(os.path.realpath(file)))
     if not os.path.isfile(file):
-        return "unknown"
+        return {"unknown"}
     mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(file), _mounts())
-    return backing(mount["source"])
+    return {backing(mount["source"])}
 
 
 def _uuid(folder: str) -> str:

@@ -20,6 +20,8 @@ __salt__: dict[str, Any]
 __virtualname__ = "ramboot_audit"
 
 VERDICTS = ("disk", "unknown", "trace", "ram")
+# What ramboot.backing may say of a device to which nothing is written that stays.
+HARMLESS = ("ram", "sealed")
 # Names of devices that are memory (Linux: Documentation/admin-guide/devices.txt).
 IN_MEMORY = ("zram", "ram")
 _LVS = ["lvs", "--reportformat", "json", "--options", "vg_name,lv_name,lv_time"]
@@ -58,7 +60,10 @@ def disks(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         if not size:
             # a drive without a medium, a loop device without a file
             continue
-        if kind in ("loop", "dm-") and __salt__["ramboot.backing"](f"/dev/{name}") == "ram":
+        if kind in ("loop", "dm-") and __salt__["ramboot.backing"](f"/dev/{name}") in HARMLESS:
+            continue
+        if _read(f"{folder}/loop/backing_file").startswith("/dev/"):
+            # another name of a device that has a row of its own
             continue
         users = _users(top, name, mounts)
         told = [_shown_size(size)]
@@ -131,7 +136,8 @@ def files(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         if not os.path.isdir(path):
             continue
         mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(path), mounts)
-        kind = __salt__["ramboot.backing"](mount["source"])
+        below = __salt__["ramboot.backing"](mount["source"])
+        kind = "ram" if below in HARMLESS else below if below in VERDICTS else "unknown"
         rows.append(_row(f"files in {path}", f"on {mount['source']} ({mount['target']})", kind))
     return rows
 
@@ -236,7 +242,7 @@ def _users(top: str, disk: str, mounts: list[dict[str, Any]]) -> list[str]:
 def _lvm_on_disk() -> bool:
     return any(
         _read(f"{folder}/dm/uuid").startswith("LVM-")
-        and __salt__["ramboot.backing"](f"/dev/{os.path.basename(folder)}") != "ram"
+        and __salt__["ramboot.backing"](f"/dev/{os.path.basename(folder)}") not in HARMLESS
         for folder in glob.glob(f"{_sys()}/block/dm-*")
     )
 

@@ -456,6 +456,14 @@ def test_an_overlay_that_may_not_be_ours_is_not_known(world, system, ramboot, li
     assert (found["/"], found["all"]) == ("unknown", "unknown")
 
 
+def test_an_overlay_without_any_note_is_not_known(system, ramboot):
+    system.mounts[:2] = [OURS]
+    system.write()
+    assert ramboot.backing("ramboot-root") == "unknown"
+    assert ramboot.status()["session"] == "unknown"
+    assert verdicts(ramboot.audit())["/"] == "unknown"
+
+
 def loop(system, file):
     # the test's own files are in /tmp, which is a tmpfs here
     del system.mounts[3]
@@ -482,6 +490,14 @@ def test_a_loop_device_whose_file_is_deleted_is_not_known(world, system, ramboot
     loop(system, f"{world.root}/image (deleted)")
     found = verdicts(ramboot.audit())
     assert (found["/mnt"], found["device loop0"]) == ("unknown", "trace")
+
+
+def test_a_loop_device_over_a_disk_is_that_disk_and_has_no_row_of_its_own(system, ramboot):
+    loop(system, "/dev/dm-0")
+    found = verdicts(ramboot.audit())
+    assert found["/mnt"] == "trace"
+    assert ramboot.backing("/dev/loop0") == "disk"
+    assert "device loop0" not in found
 
 
 def disk(system, name, size=4 << 21, **files):
