@@ -47,10 +47,10 @@ def timed(*command: str | Path) -> float:
 def measure(tree: Path, work: Path, level: int, block_kib: int) -> Row:
     """Build one image, read it, unpack it."""
     image, out = work / "image", work / "out"
+    left_out = [tree / name for name in LEFT_BEHIND]
+    compressed = ["-comp", "zstd", "-Xcompression-level", str(level), "-b", f"{block_kib}K"]
     build_s = timed(
-        *("mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", str(level)),
-        *("-b", f"{block_kib}K", "-noappend", "-no-progress"),
-        *("-e", *(tree / name for name in LEFT_BEHIND)),
+        "mksquashfs", tree, image, *compressed, "-noappend", "-no-progress", "-e", *left_out
     )
     begin = time.monotonic()
     hashlib.sha256(image.read_bytes())
