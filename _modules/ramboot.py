@@ -697,13 +697,14 @@ def _audit_seal() -> list[dict[str, str]]:
     for folder in glob.glob(f"{_sys()}/class/block/dm-*"):
         loop = _sealed_by(os.path.basename(folder))
         if loop:
+            # a path of the initramfs, the device's own name at its end
             below = _read(f"{_sys()}/class/block/{loop}/loop/backing_file").strip()
-            device = os.path.basename(os.path.realpath(below))
+            device = os.path.basename(below)
             users = sorted(os.listdir(f"{_sys()}/class/block/{device}/holders"))
             if users:
-                finding = f"{below} is used beside the seal, by {' and '.join(users)}"
+                finding = f"/dev/{device} is used beside the seal, by {' and '.join(users)}"
                 return [_place("seal", finding, "trace")]
-            return [_place("seal", f"{below}, read through {loop}, which is read-only", "ram")]
+            return [_place("seal", f"/dev/{device}, through {loop}, which is read-only", "ram")]
     return [_place("seal", "the disk was to be sealed, and no seal was found", "unknown")]
 
 

@@ -628,7 +628,7 @@ def sealed(system, ramboot, monkeypatch, flags, holders=()):
     """
     system.world.write("/run/ramboot/status.json", json.dumps({**NOTED, "disk": "readonly"}))
     system.block("loop0")
-    system.world.write("/sys/class/block/loop0/loop/backing_file", "/dev/dm-0\n")
+    system.world.write("/sys/class/block/loop0/loop/backing_file", "/dm-0\n")
     (system.world.root / "sys/class/block/dm-0/holders").mkdir()
     for holder in holders:
         system.world.write(f"/sys/class/block/dm-0/holders/{holder}")
@@ -657,7 +657,7 @@ def sealed(system, ramboot, monkeypatch, flags, holders=()):
 def test_a_sealed_disk_takes_no_traces(system, ramboot, monkeypatch):
     found = sealed(system, ramboot, monkeypatch, 17)
     refuses = "the disk is sealed and refuses every write"
-    assert found["seal"] == ("ram", "/dev/dm-0, read through loop0, which is read-only")
+    assert found["seal"] == ("ram", "/dev/dm-0, through loop0, which is read-only")
     assert found["volume qubes_dom0-vm"] == ("ram", f"active; {refuses}")
     assert found["/mnt"] == ("ram", f"ext4 from /dev/dm-1, read-only; {refuses}")
     assert ramboot.backing("/dev/dm-1") == "sealed"
