@@ -350,7 +350,9 @@ def build() -> dict[str, Any]:
     if problems := [session] if session else impediments():
         raise CommandExecutionError("no image was built: " + "; ".join(problems))
     directory = _directory()
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    # the record's directory above it is root's alone as well
+    for place in (os.path.dirname(directory), directory):
+        os.makedirs(place, mode=0o700, exist_ok=True)
     with _locked(directory):
         _clear(directory)
         space = room()
