@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every kind of root (thin without LUKS: test_splash.py, test_disk.py), an initramfs without
-systemd, and one as old as that of R4.2. The initramfs is built on the host and started without GRUB
-and Xen.
+"""Every kind of root (thin without LUKS: test_splash.py), an initramfs without systemd, and one as
+old as that of R4.2. The initramfs is built on the host and started without GRUB and Xen.
 """
 
 from __future__ import annotations
@@ -36,6 +35,15 @@ def test_a_ram_session_from(machine: MachineMaker, layout: str, backend: str, ro
     assert_ram_session(dom0, backend, root)
     dom0.poweroff()
     assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+def test_without_luks_it_is_asked_too(machine: MachineMaker) -> None:
+    dom0 = machine(build.base("thin"))
+    dom0.start_direct(initrd=build.initramfs())
+    dom0.at_prompt()
+    dom0.answer("n")
+    dom0.shell()
+    assert_persistent(dom0, None)
 
 
 def test_without_systemd_in_the_initramfs(machine: MachineMaker) -> None:
