@@ -23,6 +23,8 @@ MachineMaker = Callable[..., Machine]
 FILES = build.REPOSITORY / "ramboot/session/files"
 STANDIN = build.REPOSITORY / "tests/standin"
 STORE = "cat /sys/block/zram$(cat /run/ramboot/layer-zram)/mm_stat | awk '{print $3}'"
+# As Qubes' own crypttab has it; the initramfs that is built on the host has no crypttab.
+DISCARD = "rd.luks.options=discard"
 UNIT = """[Service]
 Environment=RAMBOOT_STANDIN=/run/qubes.json
 ExecStart=
@@ -119,14 +121,13 @@ def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
 ) -> None:
     dom0 = machine(build.base(), payload=payload(tmp_path))
     dom0.start_direct(
-        "ramboot=snapshot",
+        f"ramboot=snapshot {DISCARD}",
         initrd=build.initramfs(),
         files={"etc/ramboot/ramboot.conf": config(snapshot_store_mib=256)},
     )
     dom0.unlock()
     dom0.shell()
     start_watch(dom0)
-    debug(dom0, "ls -l /run/ramboot; dmsetup status ramboot-layer")
 
     # what is deleted gives its RAM back, and nobody did anything
     dom0.succeed("dd if=/dev/urandom of=/root/gone bs=1M count=50 conv=fsync status=none")
@@ -144,28 +145,13 @@ def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
     dom0.succeed(wait("grep work /run/ramboot/filled.json"))
     assert filled(dom0)["paused"] == ["work"]
     assert "paused: work" in dom0.succeed("ramboot status")
-    debug(dom0, "dmsetup status ramboot-layer; cat /run/qubes.json")
 
     # dom0 writes on
     dom0.console.enter("cat /dev/urandom > /root/more")
     dom0.wait_for("the session is lost", 180)
-    dom0.console.drain(5)
-    print(dom0.console.transcript.last_lines(60))
     assert dom0.written_bytes() == 0
     dom0.crash()
     assert dom0.disk_unchanged()
-
-
-def debug(dom0, more):
-    print(
-        dom0.succeed(
-            "cat /run/ramboot/filled.json; echo; ramboot status; journalctl -b -t ramboot -o short;"
-            " systemctl status ramboot-watch; free -m;"
-            "grep -E 'VmRSS|RssAnon' /proc/$(systemctl show -p MainPID --value ramboot-watch)/status;"
-            + more
-        ),
-        flush=True,
-    )
 
 
 def test_ram_that_ends_before_the_store_is_told_and_comes_back(
@@ -173,30 +159,22 @@ def test_ram_that_ends_before_the_store_is_told_and_comes_back(
 ) -> None:
     dom0 = machine(build.base(), payload=payload(tmp_path), memory_mib=2048)
     dom0.start_direct(
-        "ramboot=snapshot",
+        f"ramboot=snapshot {DISCARD}",
         initrd=build.initramfs(),
         files={"etc/ramboot/ramboot.conf": config(reserve_mib=256, headroom_mib=128)},
     )
     dom0.unlock()
     dom0.shell()
     start_watch(dom0)
-    debug(dom0, "ls -l /run/ramboot; dmsetup status ramboot-layer")
     # all but 600 MiB are taken by something else
     dom0.succeed(
-        "dd if=/dev/zero of=/dev/shm/taken bs=1M status=none "
+        "mount -t tmpfs -o size=100% taken /mnt && dd if=/dev/zero of=/mnt/taken bs=1M status=none "
         "count=$(awk '/MemAvailable/ {print int($2 / 1024) - 600}' /proc/meminfo)"
     )
     fill_to(dom0, 95, 32)
     dom0.succeed(wait("grep work /run/ramboot/filled.json"))
     assert filled(dom0)["what"] == "RAM"
-    debug(dom0, "dmsetup status ramboot-layer; cat /run/qubes.json")
     dom0.succeed("rm /root/fill && sync")
     dom0.succeed(wait("grep '\"paused\": \\[\\]' /run/ramboot/filled.json"))
     assert "no longer paused: work" in said(dom0, "notice")
-    debug(dom0, "dmsetup status ramboot-layer; cat /run/qubes.json")
-    dom0.console.enter("cat /dev/urandom > /root/more")
-    dom0.console.drain(200)
-    print(dom0.console.transcript.last_lines(200))
-    print("written", dom0.written_bytes())
-    dom0.crash()
-    assert dom0.disk_unchanged()
+    assert dom0.written_bytes() == 0
