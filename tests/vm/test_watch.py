@@ -95,7 +95,7 @@ def wait(condition: str, seconds: int = 90) -> str:
     return f"{loop}; {condition}"
 
 
-def fill_to(dom0: Machine, percent: int, step_mib: int = 4) -> None:
+def fill_to(dom0: Machine, percent: int, step_mib: int) -> None:
     """Write what can't be compressed until the watch has found that much."""
     dom0.succeed(
         f"cat > /run/fill <<'END'\n{FILL}END\nsh /run/fill {percent} {step_mib}", timeout_s=400
@@ -136,11 +136,11 @@ def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
     dom0.succeed("rm /root/gone && sync")
     dom0.succeed(wait(f"test $({STORE}) -lt {full - 45_000_000}"))
 
-    for percent, priority in ((70, "warning"), (85, "crit")):
-        fill_to(dom0, percent)
+    for percent, priority, step_mib in ((70, "warning", 16), (85, "crit", 8)):
+        fill_to(dom0, percent, step_mib)
         assert " % of the store for this session is used" in said(dom0, priority)
         assert filled(dom0)["paused"] == []
-    fill_to(dom0, 95)
+    fill_to(dom0, 95, 4)
     # the one with the keyboard and the one that is halted are left alone
     dom0.succeed(wait("grep work /run/ramboot/filled.json"))
     assert filled(dom0)["paused"] == ["work"]
