@@ -148,7 +148,7 @@ def test_a_store_that_fills_up_is_told_and_costs_the_disk_nothing(
 
     # dom0 writes on
     dom0.console.enter("cat /dev/urandom > /root/more")
-    dom0.wait_for("the session is lost", 180)
+    dom0.wait_for("the store of this session is full", 180)
     assert dom0.written_bytes() == 0
     dom0.crash()
     assert dom0.disk_unchanged()
