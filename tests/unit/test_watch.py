@@ -309,6 +309,17 @@ def test_it_trims_at_each_level_and_never_twice_at_a_time(session, watch):
     assert len(trims(session)) == 2
 
 
+@pytest.mark.parametrize(("largest", "count"), [("0", 1), ("65536", 0)])
+def test_a_layer_that_takes_no_discards_is_told_once(session, watch, capsys, largest, count):
+    session.write("/sys/block/dm-1/dm/name", "ramboot-layer\n")
+    session.write("/sys/block/dm-1/queue/discard_max_bytes", f"{largest}\n")
+    watch.look()
+    watch.look()
+    lines = told(capsys)
+    assert len(lines) == count
+    assert all("opened without discard" in line for line in lines)
+
+
 def test_other_backends_are_not_trimmed(session):
     on_layer(session)
     watch = session.module.Watch("zram", 0)
