@@ -65,7 +65,7 @@ def come_back_and_undo(dom0: Machine) -> None:
     show(dom0, "findmnt /")
     show(
         dom0,
-        "journalctl -b --no-pager | grep -c 'Boot to RAM' || echo 'no question in the journal'",
+        "journalctl -b --no-pager | grep 'Boot to RAM' || echo 'no question in the journal'",
     )
     dom0.poweroff()
 
