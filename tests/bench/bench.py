@@ -7,8 +7,10 @@ over the initramfs and ours is switched off (`ramboot=off`). What is compared:
     boot      from "y" to a root shell, less the time from "n" to a root shell in a boot from disk
     copy      ours: the phases copy and prove of status.json. The guide's: from `modprobe zram` or
               `mount -t tmpfs` to the end of `cp -a`; nothing is proven there
-    ram       mm_stat's mem_used_total of the zram device that / is on, once the system has started
-    written   to the disk from power-on to power-off, a session with zram that does nothing
+    copy.ram  mm_stat's mem_used_total of the zram device that / is on, once the system has started
+    ram       what is available (MemAvailable) less than in a boot from disk, once it has started
+    written   to the disk from power-on to power-off, a session that does nothing
+    work      as boot, of a backend that copies nothing, beside the guide's copy to zram
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +34,8 @@ from vm import build
 from vm.disk import Disk
 from vm.machine import Machine
 
-BACKENDS = ("zram", "tmpfs")
+# A disk of its own has the image: the guide would copy it with the rest.
+WITH_IMAGE = "ramboot: {grub: {entries: [zram, image]}}\n"
 QUESTION_S = 600
 POWEROFF_S = 600  # the guide's way leaves the disk busy at shutdown
 FILES = build.REPOSITORY / "ramboot"
@@ -40,17 +44,38 @@ ROOT_FSTYPES = {
     ("guide", "zram"): "ext2",
     ("ours", "tmpfs"): "tmpfs",
     ("guide", "tmpfs"): "tmpfs",
+    ("ours", "image"): "overlay",
+    ("ours", "overlay"): "overlay",
+    ("ours", "snapshot"): "ext4",
 }
+# The rest of our ways, beside the guide's zram, whose place they take: backend, disk policy, and
+# what is measured under which name.
+BESIDE_ZRAM = (
+    (
+        "image",
+        "attached",
+        {"above_s": "boot.image.time", "copy_s": "copy.image.time", "taken_bytes": "ram.image"},
+    ),
+    ("overlay", "attached", {"above_s": "boot.overlay.work"}),
+    (
+        "snapshot",
+        "attached",
+        {"above_s": "boot.snapshot.work", "written_bytes": "written.snapshot"},
+    ),
+    ("zram", "readonly", {"written_bytes": "written.readonly"}),
+    ("zram", "detached", {"written_bytes": "written.detached"}),
+)
 
 
 @dataclass(frozen=True)
 class Boot:
-    """What one boot into RAM took."""
+    """What one boot into RAM, and the session until power-off, took."""
 
-    shell_s: float
-    copy_s: float
-    ram_bytes: int | None = None
-    written_bytes: int | None = None
+    above_s: float  # to a shell, above a boot from disk
+    copy_s: float | None
+    ram_bytes: int | None
+    taken_bytes: int
+    written_bytes: int
 
 
 def say(text: str) -> None:
@@ -72,8 +97,14 @@ def shell_at(dom0: Machine) -> float:
     return time.monotonic()
 
 
+def available_bytes(dom0: Machine) -> int:
+    """MemAvailable, once nothing is starting any more and what was written is on its way."""
+    dom0.succeed("timeout 60 systemctl is-system-running --wait; sync")
+    return int(dom0.succeed("awk '/^MemAvailable/ {print $2}' /proc/meminfo")) * 1024
+
+
 def from_disk(disk: Disk, results: Path) -> dict[str, float]:
-    """Seconds to a shell in a boot from disk where both ways ask and get "n"."""
+    """Seconds to a shell in a boot from disk where both ways ask and get "n", and RAM available."""
     files = our_configuration("zram") | guide.files("zram", "n")
     with Machine(disk, "disk", results) as dom0:
         dom0.start_direct(files=files)
@@ -86,14 +117,17 @@ def from_disk(disk: Disk, results: Path) -> dict[str, float]:
         end = shell_at(dom0)
         if "qubes_dom0-root" not in dom0.succeed("findmnt -no SOURCE /"):
             raise RuntimeError("the boot from disk was none")
-        return {"ours": end - ours, "guide": end - guides}
+        available = available_bytes(dom0)
+        return {"ours": end - ours, "guide": end - guides, "available": available}
 
 
-def into_ram(disk: Disk, results: Path, way: str, backend: str) -> Boot:
-    """One boot into RAM and, with zram, a session until power-off."""
-    with Machine(disk, f"{way}-{backend}", results) as dom0:
+def into_ram(
+    disk: Disk, results: Path, way: str, backend: str, policy: str, persistent: Mapping[str, float]
+) -> Boot:
+    """One boot into RAM and a session until power-off, above what a boot from disk took."""
+    with Machine(disk, f"{way}-{backend}-{policy}", results) as dom0:
         if way == "ours":
-            dom0.start_direct(files=our_configuration(backend))
+            dom0.start_direct(f"ramboot.disk={policy}", files=our_configuration(backend))
             dom0.unlock()
             dom0.at_prompt()
             begin = time.monotonic()
@@ -108,47 +142,59 @@ def into_ram(disk: Disk, results: Path, way: str, backend: str) -> Boot:
         fstype = dom0.succeed("findmnt -no FSTYPE /").strip()
         if fstype != ROOT_FSTYPES[way, backend]:
             raise RuntimeError(f"{way}, {backend}: the root is {fstype}")
-        if backend != "zram":
-            return Boot(shell_s, copy_s)
-        # both have written what they copied before RAM is read
-        dom0.succeed("timeout 60 systemctl is-system-running --wait; sync")
-        stat = dom0.succeed('cat "/sys/block/$(findmnt -no SOURCE / | cut -d / -f 3)/mm_stat"')
+        taken = round(persistent["available"]) - available_bytes(dom0)
+        source = dom0.succeed("findmnt -no SOURCE /").strip()
+        ram = None
+        if source.startswith("/dev/zram"):
+            stat = dom0.succeed(f"cat /sys/block/{source.removeprefix('/dev/')}/mm_stat")
+            ram = int(stat.split()[2])
         dom0.poweroff(POWEROFF_S)
-        return Boot(shell_s, copy_s, int(stat.split()[2]), dom0.written_bytes())
+        return Boot(shell_s - persistent[way], copy_s, ram, taken, dom0.written_bytes())
 
 
-def copy_seconds(dom0: Machine, way: str) -> float:
-    """What the copy took, by the guest's clock."""
+def copy_seconds(dom0: Machine, way: str) -> float | None:
+    """What the copy took, by the guest's clock; None where nothing is copied."""
     if way == "guide":
         return guide.copy_seconds(dom0.succeed(f"cat {guide.TRACE}"))
     told = json.loads(dom0.succeed("cat /run/ramboot/status.json"))
     if told["session"] != "ram":
         raise RuntimeError(f"no RAM session: {told['reason']}")
-    say(f"    phases: {told['seconds']}")
-    return told["seconds"]["copy"] + told["seconds"]["prove"]
+    seconds = told["seconds"]
+    say(f"    phases: {seconds}")
+    return seconds["copy"] + seconds["prove"] if "copy" in seconds else None
 
 
-def measure(disk: Disk, results: Path) -> dict[str, tuple[float, float]]:
+def measure(disk: Disk, with_image: Disk, results: Path) -> dict[str, tuple[float, float]]:
     """One round: name to what ours and the guide's took."""
     persistent = from_disk(disk, results)
     say(f"  from disk: {persistent}")
+
+    def one(way: str, backend: str, policy: str = "attached") -> Boot:
+        of = with_image if backend == "image" else disk
+        took = into_ram(of, results, way, backend, policy, persistent)
+        say(f"  {way}, {backend}, {policy}: {took}")
+        return took
+
+    ours = {backend: one("ours", backend) for backend in ("zram", "tmpfs")}
+    guides = {backend: one("guide", backend) for backend in ("zram", "tmpfs")}
     found: dict[str, tuple[float, float]] = {}
-    for backend in BACKENDS:
-        boots = {}
-        for way in ("ours", "guide"):
-            boots[way] = into_ram(disk, results, way, backend)
-            say(f"  {way}, {backend}: {boots[way]}")
-        ours, guides = boots["ours"], boots["guide"]
-        found[f"boot.{backend}.time"] = (
-            ours.shell_s - persistent["ours"],
-            guides.shell_s - persistent["guide"],
-        )
-        found[f"copy.{backend}.time"] = (ours.copy_s, guides.copy_s)
-        if ours.ram_bytes is not None and guides.ram_bytes is not None:
-            found["copy.zram.ram"] = (ours.ram_bytes, guides.ram_bytes)
-        if ours.written_bytes is not None and guides.written_bytes is not None:
-            found["written.attached"] = (ours.written_bytes, guides.written_bytes)
+    for backend in ("zram", "tmpfs"):
+        found[f"boot.{backend}.time"] = ours[backend].above_s, guides[backend].above_s
+        found[f"copy.{backend}.time"] = _both(ours[backend], guides[backend], "copy_s")
+    found["copy.zram.ram"] = _both(ours["zram"], guides["zram"], "ram_bytes")
+    found["written.attached"] = _both(ours["zram"], guides["zram"], "written_bytes")
+    for backend, policy, figures_of in BESIDE_ZRAM:
+        took = one("ours", backend, policy)
+        for part, name in figures_of.items():
+            found[name] = _both(took, guides["zram"], part)
     return found
+
+
+def _both(ours: Boot, guides: Boot, part: str) -> tuple[float, float]:
+    pair = getattr(ours, part), getattr(guides, part)
+    if None in pair:
+        raise RuntimeError(f"{part} was not measured in both ways: {pair}")
+    return pair
 
 
 def main() -> int:
@@ -161,13 +207,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
-    disk = build.applied()
+    disk, with_image = build.applied(), build.applied(pillar=WITH_IMAGE)
     results = Path(tempfile.mkdtemp(prefix="ramboot-bench-"))
     say(f"The consoles are in {results}.")
     rounds = []
     for number in range(options.rounds):
         say(f"round {number + 1} of {options.rounds}")
-        rounds.append(measure(disk, results))
+        rounds.append(measure(disk, with_image, results))
     found = figures.averaged(rounds)
     print(figures.table(found), end="")
     if options.json:

@@ -12,10 +12,18 @@ from typing import Any
 UNITS = {
     "boot.zram.time": "s",
     "boot.tmpfs.time": "s",
+    "boot.image.time": "s",
+    "boot.overlay.work": "s",
+    "boot.snapshot.work": "s",
     "copy.zram.time": "s",
     "copy.tmpfs.time": "s",
+    "copy.image.time": "s",
     "copy.zram.ram": "bytes",
+    "ram.image": "bytes",
     "written.attached": "bytes",
+    "written.readonly": "bytes",
+    "written.detached": "bytes",
+    "written.snapshot": "bytes",
 }
 _HEAD = ("what", "ours", "guide", "ours / guide", "unit")
 
