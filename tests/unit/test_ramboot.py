@@ -733,6 +733,7 @@ def test_an_image_on_the_disk_is_a_trace_of_what_the_root_held(world, ramboot):
         "place": f"{world.root}/var/lib/ramboot/image",
         "finding": f"the image of {IMAGE['made']}: what / held then, also what was deleted since",
         "verdict": "disk",
+        "would": "disk",
     } in ramboot.audit()
     world.write("/var/lib/ramboot/image/manifest", "version=1\n")
     assert verdicts(ramboot.audit())["image"] == "unknown"
