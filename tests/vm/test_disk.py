@@ -77,7 +77,7 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     volume, seal = "/dev/qubes_dom0/vm-work-private", "/dev/mapper/ramboot-seal"
     assert dom0.succeed("pvs --noheadings -o pv_name").split() == [seal]
     # what a qube has can be read, once LVM's own activation is through
-    dom0.succeed(f"timeout 60 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
+    dom0.succeed(f"timeout 150 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
     dom0.succeed(f"mount -o ro,noload {volume} /mnt && umount /mnt")
     for attempt in (
         # qubesd: a qube's start, a new qube, one removed
