@@ -9,12 +9,19 @@ import pytest
 
 from vm import build
 from vm.build import REPOSITORY
-from vm.claims import assert_persistent, assert_ram_session, settled, status
+from vm.claims import FAILED_UNITS, assert_persistent, assert_ram_session, settled, status
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
 # As a qube writes: past the page cache, so that an error is the writer's.
 WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
+
+
+def with_fault(part: str, point: str) -> str:
+    """A boot script that fails where its line `point` was to run."""
+    text = (REPOSITORY / "ramboot/initramfs/files/50ramboot" / part).read_text(encoding="utf-8")
+    assert text.count(point) == 1
+    return text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
 
 
 def test_an_overlay_keeps_dom0s_writes_in_ram(machine: MachineMaker) -> None:
@@ -45,11 +52,7 @@ def test_an_overlay_over_a_dirty_journal_is_refused(machine: MachineMaker) -> No
 
 
 def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineMaker) -> None:
-    part = "ramboot/initramfs/files/50ramboot/ramboot-overlay.sh"
-    text = (REPOSITORY / part).read_text(encoding="utf-8")
-    point = '    root_check "$RUN/root/root" &&'
-    assert text.count(point) == 1
-    failing = text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
+    failing = with_fault("ramboot-overlay.sh", '    root_check "$RUN/root/root" &&')
     dom0 = machine(build.base())
     dom0.start_direct(
         "ramboot=overlay",
@@ -73,7 +76,7 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     dom0.shell()
     told = status(dom0)
     assert (told["session"], told["disk"], told["reason"]) == ("ram", "readonly", None)
-    assert settled(dom0) == "running", dom0.succeed("systemctl --failed --plain --no-legend")
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
     volume, seal = "/dev/qubes_dom0/vm-work-private", "/dev/mapper/ramboot-seal"
     assert dom0.succeed("pvs --noheadings -o pv_name").split() == [seal]
     # what a qube has can be read, once LVM's own activation is through
@@ -105,11 +108,7 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
 
 
 def test_a_fault_after_the_seal_ends_on_the_disk(machine: MachineMaker) -> None:
-    part = "ramboot/initramfs/files/50ramboot/ramboot-initramfs.sh"
-    text = (REPOSITORY / part).read_text(encoding="utf-8")
-    point = '    try 10 mount --move "$RUN/root/root"'
-    assert text.count(point) == 1
-    failing = text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
+    failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
     dom0 = machine(build.base())
     dom0.start_direct(
         "ramboot=zram ramboot.disk=readonly",
@@ -135,7 +134,7 @@ def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backe
     dom0.shell()
     told = status(dom0)
     assert (told["session"], told["disk"], told["reason"]) == ("ram", "detached", None)
-    assert settled(dom0) == "running", dom0.succeed("systemctl --failed --plain --no-legend")
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
     # no mapping, and with it no key, is left in the kernel
     assert dom0.succeed("dmsetup ls") == "No devices found"
     assert dom0.written_bytes() == 0

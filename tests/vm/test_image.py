@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vm import build
-from vm.claims import assert_persistent, settled, status
+from vm.claims import FAILED_UNITS, assert_persistent, settled, status
 from vm.console import repeated
 from vm.disk import Disk
 from vm.machine import Machine
@@ -65,7 +65,7 @@ def test_a_root_from_an_image_runs_without_the_disk(
     # neither shutting down nor the boot before made it stale
     assert told["reason"] is None
     assert dom0.succeed("findmnt -no FSTYPE,SOURCE /").split() == ["overlay", "ramboot-image"]
-    assert settled(dom0) == "running", dom0.succeed("systemctl --failed --plain --no-legend")
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
     assert dom0.succeed("dmsetup ls") == "No devices found"
     assert dom0.succeed("swapon --show --noheadings") == ""
     dom0.fail("mountpoint -q /boot")
