@@ -367,8 +367,8 @@ def build() -> dict[str, Any]:
                 recorded = _made_of(source, partial, space["limit_bytes"], settings)
             without_acl = recorded.pop("without_acl")
             recorded["file"] = f"root-{recorded['sha256'][:16]}.squashfs"
-            os.chmod(partial, int(IMAGE_MODE, 8))
-            os.rename(partial, os.path.join(directory, recorded["file"]))
+            image = os.path.join(directory, recorded["file"])
+            __salt__["ramboot_record.settle"](partial, image, IMAGE_MODE)
             _write_manifest(recorded)
         finally:
             _clear(directory)
@@ -562,15 +562,7 @@ def _write_manifest(recorded: dict[str, Any]) -> None:
         if key != "chunks"
     ]
     lines += [f"chunk={sha256}" for sha256 in recorded["chunks"]]
-    with open(f"{path}.new", "w", encoding="ascii") as target:
-        target.write("\n".join(lines) + "\n")
-        target.flush()
-        os.fsync(target.fileno())
-    if manifest(f"{path}.new") is None:
-        raise CommandExecutionError(f"{path}.new vanished")
-    _sync(os.path.dirname(path))
-    os.rename(f"{path}.new", path)
-    _sync(os.path.dirname(path))
+    __salt__["ramboot_record.replace"](path, "\n".join(lines) + "\n", check=manifest)
 
 
 def _clear(directory: str) -> None:
@@ -687,14 +679,6 @@ def _manifest_path() -> str:
 def _directory_bytes() -> int:
     """What images take on /."""
     return sum(os.lstat(path).st_blocks * 512 for path in glob.glob(f"{_directory()}/*"))
-
-
-def _sync(directory: str) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _shown(value: Any) -> str:

@@ -112,6 +112,7 @@ def lvm(world, tmp_path, monkeypatch):
     world.write("/usr/bin/mksquashfs", mode=0o755)
     world.pillar["ramboot"] = {"image": {"level": 1, "block_kib": 64}}
     world.module("ramboot_config")
+    world.module("ramboot_record")
     module = world.module("ramboot_image")
     monkeypatch.setattr(module, "ROOT", str(top))
     monkeypatch.setattr(module.os.path, "ismount", lambda _path: False)
