@@ -467,7 +467,8 @@ def a_tree(tmp_path: Path) -> Path:
     return source
 
 
-def test_a_file_copy_keeps_what_it_found(shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared_bytes", [1, 16 << 20])  # each directory apart, all in one tree
+def test_a_file_copy_keeps_what_it_found(shell: Shell, tmp_path: Path, shared_bytes: int) -> None:
     source = a_tree(tmp_path)
     subprocess.run(["setfacl", "-m", "u:1:rx,d:g:2:w", source / "dir with space"], check=True)
     subprocess.run(["setfacl", "-m", "u:7:w", source / "new\nline"], check=True)
@@ -480,7 +481,10 @@ def test_a_file_copy_keeps_what_it_found(shell: Shell, tmp_path: Path) -> None:
             source / "setuid", CAPABILITY, bytes.fromhex("01000002" + "00200000" + "00" * 12)
         )
         kept.append(("setuid", CAPABILITY))
-    done = shell(COPY + 'build_files && prove_files && printf done || printf "%s" "$reason"')
+    done = shell(
+        f"{COPY} SHARED_BYTES={shared_bytes}\n"
+        'build_files && prove_files && printf done || printf "%s" "$reason"'
+    )
     assert done.stdout.endswith("done"), done.stdout + done.stderr
     copy = tmp_path / "run/ramboot/root/root"
     assert (copy / "new\nline").stat().st_ino == (copy / "dir with space/hard").stat().st_ino

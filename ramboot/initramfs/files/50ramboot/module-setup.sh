@@ -26,9 +26,9 @@ installkernel() {
 install() {
     local name
 
-    inst_multiple awk blkid blockdev cat chmod chown chroot cmp cp cut date dd df dmsetup du \
+    inst_multiple awk blkid blockdev cat chmod chown chroot cmp comm cp cut date dd df dmsetup du \
         find grep head id ln losetup ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \
-        sha256sum sleep sort split sync tail tar timeout touch tr udevadm umount \
+        sha256sum sleep sort sync tail tar timeout touch tr udevadm umount \
         wc xargs
     # what only one kind of root needs; the boot scripts probe for them and say what lacks
     inst_multiple -o dumpe2fs e2fsck fstrim mkfs.ext4 tune2fs lvm xfs_repair btrfs \

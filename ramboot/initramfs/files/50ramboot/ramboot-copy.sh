@@ -4,18 +4,21 @@
 # From the layer into RAM, and the proof that all of it arrived.
 #   blocks: ext4 onto zram, used ranges only, direct I/O in parallel (the compression runs in
 #           the writer, so each worker is a core's worth of it)
-#   files:  anything onto tmpfs, or onto a new ext4 on zram: files by parallel cp (a third of the
-#           work of two tars and a pipe), directories and hard links by tar
+#   files:  anything onto tmpfs, or onto a new ext4 on zram: trees by parallel cp (a third of the
+#           work of two tars and a pipe), what ties the trees together by tar
 
 # Unused gaps up to this are copied along: a process for each small hole costs more. fstrim
 # gives their RAM back afterwards.
 MERGE_GAP_BYTES=1048576
 # Pieces of work are at most this large, so that the workers end together.
 PIECE_BYTES=67108864
+# A directory with more than this below it is shared among several cp.
+SHARED_BYTES=16777216
 # No progress for so long ends the copy.
 STALL_S=120
-# How often the copy is looked at.
-WATCH_S=1
+# How often it is looked whether the copy has ended, and after how many of these how far it is.
+WATCH_S=0.2
+WATCH_TURNS=5
 
 # Compressed size in percent of what is used: dom0 roots took 56 to 63 with lzo-rle
 # (1.3 and 5.3 GB of Fedora and Debian), lz4 a little more, zstd less.
@@ -176,7 +179,7 @@ choose_algorithm() {
 # watch_copy TOTAL_BYTES DONE_COMMAND: shows progress until all PIDs of $WORKERS ended. Ends
 # the copy early when RAM runs out, nothing moves, or the time is over.
 watch_copy() {
-    local start now done=0 last=0 moved pid running rate percent left mem shown
+    local start now done=0 last=0 moved pid running rate percent left mem shown turn=0
     start=$(now_cs)
     moved=$start
     shown=0
@@ -187,6 +190,8 @@ watch_copy() {
         done
         [ -n "$running" ] || break
         sleep "$WATCH_S"
+        turn=$(((turn + 1) % WATCH_TURNS))
+        [ "$turn" -eq 0 ] || continue
         now=$(now_cs)
         done=$($2)
         is_number "$done" || done=$last
@@ -337,18 +342,22 @@ zram_copied() {
 
 # build_blocks: SOURCE_ROOT onto /dev/zram$ROOT_ZRAM.
 build_blocks() {
-    local total workers i features=^has_journal
+    local total workers i known features=^has_journal
     # Not in the copy: the journal (useless in RAM) and the UUID, by which udev and mount would
-    # take the copy for the disk. Both change the layer only. The orphan file (e2fsprogs 1.47)
-    # is an error without a journal. tune2fs wants a whole check since the last mount.
+    # take the copy for the disk. Both change the layer only. tune2fs wants a whole check since
+    # the last mount.
     timeout -k 5 600 e2fsck -fp "$SOURCE_ROOT" > /dev/null 2>&1 < /dev/null
     [ $? -le 1 ] || {
         reason="the file system on $ST_DEVICE did not pass its check"
         return 1
     }
-    case $(LC_ALL=C dumpe2fs -h "$SOURCE_ROOT" 2> /dev/null | grep '^Filesystem features:') in
-        *orphan_file*) features=^orphan_file,^has_journal ;;
-    esac
+    known=$(LC_ALL=C dumpe2fs -h "$SOURCE_ROOT" 2> /dev/null | sed -n 's/^Filesystem features://p')
+    # shellcheck disable=SC2086 # the words
+    set -- $known
+    # the orphan file (e2fsprogs 1.47) is an error without a journal
+    ! one_of orphan_file "$@" || features=$features,^orphan_file
+    # with a seed of their own the checksums of all metadata outlive the UUID's change (tune2fs.c)
+    ! one_of metadata_csum "$@" || features=$features,metadata_csum_seed
     try 120 tune2fs -O "$features" -U random -f "$SOURCE_ROOT" || return 1
     plan_blocks || return 1
     total=$(awk '{ sum += $2 } END { printf "%.0f", sum }' "$RUN/work/pieces")
@@ -386,44 +395,49 @@ prove_blocks() {
 
 # --- files ----------------------------------------------------------------------------------
 
-# plan_files WORKERS: lists, relative and NUL-separated: dirs, links (files with several
-# links stay together, or they could not be linked), and files.N for each worker. Sockets are
-# left out: they mean nothing without their process.
+# plan_files: lists, relative and NUL-separated: shared, the directories that are too large for
+# one cp, parents first; links, the files with several links; late, the directories that get
+# entries after they were copied. Sockets mean nothing without their process.
 plan_files() {
-    local workers="$1"
     (
         cd "$RUN/source" || exit 1
-        find . -type d -print0 > "$RUN/work/dirs" || exit 1
-        find . ! -type d ! -type s -links +1 -print0 > "$RUN/work/links" || exit 1
-        # the largest first, then in turn: each worker gets about the same
-        find . ! -type d ! -type s -links 1 -printf '%b %p\0' | sort -z -n -r -k 1,1 | cut -z -d ' ' -f 2- \
-            | split -t '\0' -n "r/$workers" -a 1 -d - "$RUN/work/files."
+        du -0 -t "$SHARED_BYTES" . > "$RUN/work/sizes" || exit 1
+        { printf '.\0' && cut -z -f 2- "$RUN/work/sizes"; } | sort -z -u > "$RUN/work/shared" || exit 1
+        find . ! -type d ! -type s -links +1 -print0 -fprintf "$RUN/work/parents" '%h\0' > "$RUN/work/links" || exit 1
+        sort -z -u "$RUN/work/shared" "$RUN/work/parents" > "$RUN/work/late"
     ) || {
         reason="the files of $ST_DEVICE could not be listed"
         return 1
     }
 }
 
-# cp_files LIST NAME: one worker.
+# cp_files: what shared directories hold but for other shared ones, a cp for each, two at once for
+# each processor, as reading waits. cp makes whole trees: with a list of files and --parents it
+# takes three times as long.
 cp_files() {
-    # not -a, which keeps silent about an attribute that it could not keep
-    (cd "$RUN/source" && xargs -0 -r cp -dR --preserve=mode,ownership,timestamps,links,xattr \
-        --sparse=auto --parents -t "$RUN/root/root" < "$1") 2> "$RUN/work/err.$2" >&2 || return 1
-    [ ! -s "$RUN/work/err.$2" ]
+    # shellcheck disable=SC2016 # for the inner shell; not cp -a, which keeps silent about an
+    # attribute that it could not keep
+    (cd "$RUN/source" && xargs -0 -P "$(($(worker_count) * 2))" -I '{}' sh -c '
+        find "$1" -mindepth 1 -maxdepth 1 ! -type s -print0 | sort -z | comm -z -23 - "$2/work/shared" \
+            | xargs -0 -r cp -dR --preserve=mode,ownership,timestamps,links,xattr --reflink=never \
+                --sparse=auto -t "$2/root/root/$1"' cp_files '{}' "$RUN" < "$RUN/work/shared") \
+        2> "$RUN/work/err.cp" >&2 || return 1
+    [ ! -s "$RUN/work/err.cp" ]
 }
 
-# tar_files LIST NAME: one worker. --sparse: what has holes keeps them.
+# tar_files LIST. --sparse: what has holes keeps them.
 tar_files() {
+    [ -s "$RUN/work/$1" ] || return 0
     # the pax format, which --xattrs implies, keeps times whole; btrfs.* are that file system's own
-    set -- "$1" "$2" --xattrs --xattrs-include='*' --xattrs-exclude='btrfs.*' --acls --numeric-owner
+    set -- "$1" --xattrs --xattrs-include='*' --xattrs-exclude='btrfs.*' --acls --numeric-owner
     {
-        tar -cf - "$3" "$4" "$5" "$6" "$7" --sparse -C "$RUN/source" --null --no-recursion -T "$1" \
+        tar -cf - "$2" "$3" "$4" "$5" "$6" --sparse -C "$RUN/source" --null --no-recursion -T "$RUN/work/$1" \
             || printf 'tar could not read\n' >&2
-    } 2> "$RUN/work/err.r-$2" \
-        | tar -xpf - "$3" "$4" "$5" "$6" "$7" --same-owner --warning=no-timestamp \
-            -C "$RUN/root/root" 2> "$RUN/work/err.w-$2" || return 1
+    } 2> "$RUN/work/err.r-$1" \
+        | tar -xpf - "$2" "$3" "$4" "$5" "$6" --same-owner --warning=no-timestamp \
+            -C "$RUN/root/root" 2> "$RUN/work/err.w-$1" || return 1
     # anything that tar had to say is a difference
-    [ ! -s "$RUN/work/err.r-$2" ] && [ ! -s "$RUN/work/err.w-$2" ]
+    [ ! -s "$RUN/work/err.r-$1" ] && [ ! -s "$RUN/work/err.w-$1" ]
 }
 
 tree_copied() {
@@ -432,25 +446,17 @@ tree_copied() {
 
 # build_files: $RUN/source into $RUN/root/root.
 build_files() {
-    local list
-    plan_files "$(worker_count)" || return 1
-    # directories first, so that the workers only fill them, and again last, for their times
-    tar_files "$RUN/work/dirs" dirs || {
+    plan_files || return 1
+    tar_files shared || {
         copy_error
         return 1
     }
-    if [ -s "$RUN/work/links" ]; then
-        tar_files "$RUN/work/links" links &
-        WORKERS="$WORKERS $!"
-    fi
-    for list in "$RUN"/work/files.*; do
-        [ -s "$list" ] || continue
-        cp_files "$list" "${list##*/}" &
-        WORKERS="$WORKERS $!"
-    done
+    cp_files &
+    WORKERS=$!
     watch_copy "$ST_BYTES" tree_copied || return 1
     collect_workers || return 1
-    tar_files "$RUN/work/dirs" dirs || {
+    # links among the trees, in place of the files that cp made of them; directories for their times
+    tar_files links && tar_files late || {
         copy_error
         return 1
     }

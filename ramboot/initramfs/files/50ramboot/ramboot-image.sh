@@ -171,8 +171,6 @@ image_read() {
         fi
         i=$((i + 1))
     done
-    # a second is much of the time that this takes
-    WATCH_S=0.1
     watch_copy "$IMAGE_bytes" image_copied && collect_workers || return 1
     [ "$(cat "$RUN"/work/image.*.done | wc -l)" -eq "$IMAGE_CHUNKS" ] \
         && [ "$(wc -c < "$IMAGE_COPY")" -eq "$IMAGE_bytes" ] || {
@@ -185,7 +183,8 @@ image_read() {
 image_read_chunks() {
     local number sum size="$IMAGE_chunk_mib"
     while read -r number sum; do
-        dd if="$IMAGE_FILE" of="$IMAGE_COPY" bs=1M conv=notrunc \
+        # past the page cache, which nobody would read again
+        dd if="$IMAGE_FILE" of="$IMAGE_COPY" bs=1M iflag=direct conv=notrunc \
             skip=$((number * size)) seek=$((number * size)) count="$size" 2> "$1.dd" || {
             tail -n 1 "$1.dd"
             return 1
