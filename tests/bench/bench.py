@@ -2,7 +2,8 @@
 """Boots one disk into RAM in our way and in the guide's, in turn. See tests/bench/run.
 
 Every boot has the same disk, kernel and initramfs, without Xen. For the guide its script is laid
-over the initramfs and ours is switched off (`ramboot=off`). What is compared:
+over the initramfs and ours is switched off (`ramboot=off`). The copy of `image` alone is measured
+natively, see native.py: there reading and hashing weigh what they do on hardware. What is compared:
 
     boot      from "y" to a root shell, less the time from "n" to a root shell in a boot from disk
     copy      ours: the phases copy and prove of status.json. The guide's: from `modprobe zram` or
@@ -29,7 +30,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import figures, guide
+from bench import figures, growth, guide, native
 from vm import build
 from vm.disk import Disk
 from vm.machine import Machine
@@ -51,11 +52,7 @@ ROOT_FSTYPES = {
 # The rest of our ways, beside the guide's zram, whose place they take: backend, disk policy, and
 # what is measured under which name.
 BESIDE_ZRAM = (
-    (
-        "image",
-        "attached",
-        {"above_s": "boot.image.time", "copy_s": "copy.image.time", "taken_bytes": "ram.image"},
-    ),
+    ("image", "attached", {"above_s": "boot.image.time", "taken_bytes": "ram.image"}),
     ("overlay", "attached", {"above_s": "boot.overlay.work"}),
     (
         "snapshot",
@@ -177,7 +174,7 @@ def measure(disk: Disk, with_image: Disk, results: Path) -> dict[str, tuple[floa
 
     ours = {backend: one("ours", backend) for backend in ("zram", "tmpfs")}
     guides = {backend: one("guide", backend) for backend in ("zram", "tmpfs")}
-    found: dict[str, tuple[float, float]] = {}
+    found = {"copy.image.time": native_image()}
     for backend in ("zram", "tmpfs"):
         found[f"boot.{backend}.time"] = ours[backend].above_s, guides[backend].above_s
         found[f"copy.{backend}.time"] = _both(ours[backend], guides[backend], "copy_s")
@@ -188,6 +185,17 @@ def measure(disk: Disk, with_image: Disk, results: Path) -> dict[str, tuple[floa
         for part, name in figures_of.items():
             found[name] = _both(took, guides["zram"], part)
     return found
+
+
+def native_image() -> tuple[float, float]:
+    """Seconds, without a VM, of the same root: our image and the guide's copy to zram."""
+    with tempfile.TemporaryDirectory(prefix="ramboot-bench-") as work:
+        root = native.machine_root(Path(work) / "root.img")
+        guides = native.typical(native.guides, root, "zram")
+        native.add_image(root)
+        ours = native.typical(native.ours, root, "image")
+    say(f"  natively: ours, image: {ours}; guide, zram: {guides}")
+    return ours.seconds, guides.seconds
 
 
 def _both(ours: Boot, guides: Boot, part: str) -> tuple[float, float]:
@@ -204,9 +212,20 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--rounds", type=int, default=1, help="averaged over so many (default: 1)")
+    parser.add_argument(
+        "--growth", action="store_true", help="instead: natively, how the copies grow with the root"
+    )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
+    native.require_host()
+    if options.growth:
+        rows = []
+        for row in growth.measure():
+            say(str(row))
+            rows.append(row)
+        print(growth.tables(rows), end="")
+        return 0
     disk, with_image = build.applied(), build.applied(pillar=WITH_IMAGE)
     results = Path(tempfile.mkdtemp(prefix="ramboot-bench-"))
     say(f"The consoles are in {results}.")

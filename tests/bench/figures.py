@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -71,14 +71,20 @@ def from_json(text: str) -> dict[str, Figure]:
 
 
 def table(figures: Mapping[str, Figure]) -> str:
-    """A table that reads well in a terminal and is Markdown."""
+    """All of them."""
     rows: list[tuple[str, ...]] = [_HEAD]
     for name, one in figures.items():
         shown = (f"{v:,.1f}" if one.unit == "s" else f"{v:,.0f}" for v in (one.ours, one.guide))
         ratio = "-" if one.ratio is None else f"{one.ratio:.2f}"
         rows.append((f"`{name}`", *shown, ratio, one.unit))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    left = (0, len(_HEAD) - 1)
+    return markdown(rows, left=(0, len(_HEAD) - 1))
+
+
+def markdown(rows: Sequence[tuple[str, ...]], left: Collection[int] = (0,)) -> str:
+    """A table that reads well in a terminal and is Markdown. The first row is its head; columns
+    that are not in `left` hold numbers.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: tuple[str, ...]) -> str:
         cells = (

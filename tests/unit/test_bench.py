@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import bench, figures, guide
+from bench import bench, figures, growth, guide, native
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -116,3 +117,83 @@ def test_a_guide_that_did_not_end_has_no_time():
 def test_our_side_is_the_formulas_configuration_with_the_backend():
     text = bench.our_configuration("tmpfs")["etc/ramboot/ramboot.conf"].splitlines()
     assert {"mode=ask", "backend=tmpfs", "timeout_s=0", "zram_algorithm=auto"} <= set(text)
+
+
+# --- natively ---------------------------------------------------------------------------------
+
+
+def test_a_native_copy_is_timed_as_one_in_the_vm():
+    assert native.copy_seconds("layer 1\nmeasure 2\nfresh 200\ncopy 42\nprove 8\n") == 0.5
+    with pytest.raises(KeyError, match="copy"):
+        native.copy_seconds("layer 1\nmeasure 2\n")
+
+
+@pytest.mark.parametrize("size", [1, 2 << 20, (2 << 20) + 1])
+def test_the_boot_understands_a_native_images_manifest(size, tmp_path):
+    directory = tmp_path / "run/ramboot/source/var/lib/ramboot/image"
+    directory.mkdir(parents=True)
+    (tmp_path / "run/ramboot/work").mkdir()
+    image = directory / "root-native.squashfs"
+    image.write_bytes(os.urandom(size))
+    text = native.manifest(image, 1, "6.12.0-1.qubes.x86_64")
+    (directory / "manifest").write_text(text)
+    module = REPO / "ramboot/initramfs/files/50ramboot"
+    done = subprocess.run(
+        ["sh", "-c", f". {module}/ramboot-lib.sh; . {module}/ramboot-image.sh; {MANIFEST}"],
+        env={**os.environ, "RAMBOOT_PREFIX": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    chunks = [image.read_bytes()[at : at + (1 << 20)] for at in range(0, size, 1 << 20)]
+    hashes = "".join(f"{hashlib.sha256(chunk).hexdigest()}\n" for chunk in chunks)
+    assert (done.stdout, done.stderr) == (hashes, "")
+
+
+MANIFEST = 'image_manifest && cat "$RUN/work/chunks" || printf "%s" "$reason"'
+
+
+def test_a_host_without_zram_is_told_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "HOT_ADD", tmp_path / "hot_add")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="needs zram, which this kernel lacks"):
+        native.require_host()
+
+
+@pytest.mark.parametrize(("count", "total"), [(1000, 1 << 20), (50_000, 8 << 30)])
+def test_a_grown_root_has_its_bytes_most_of_them_in_few_files(count, total):
+    sizes = growth.sizes(count, total)
+    assert sizes == growth.sizes(count, total)
+    assert len(sizes) == count
+    assert sum(sizes) == pytest.approx(total, rel=0.01)
+    assert sum(sorted(sizes)[-count // 10 :]) > total / 2
+
+
+def test_no_two_files_of_a_grown_root_are_alike(tmp_path):
+    sizes = [0, 1, *[7000] * 120]
+    growth.fill(tmp_path / "srv", sizes, bytes(range(250)) * 4)
+    files = sorted(p for p in (tmp_path / "srv").rglob("*") if p.is_file())
+    assert sorted(p.stat().st_size for p in files) == sizes
+    assert len({p.read_bytes() for p in files}) == len(files)
+
+
+def test_growth_is_told_in_seconds_and_ram():
+    took = {name: native.Took(1.25, 3 << 29) for name in growth.COLUMNS}
+    rows = [growth.Row(2, 10_000, took), growth.Row(8, 50_000, took)]
+    seconds, held = growth.tables(rows).split("\n\n")
+    assert [cell.strip() for cell in seconds.splitlines()[3].split("|")][1:4] == [
+        "8 GiB",
+        "50,000",
+        "1.2",
+    ]
+    assert held.splitlines()[2].split("|")[3].strip() == "1.50"
+
+
+def test_the_published_growth_is_of_all_roots_and_ways():
+    text = (REPO / "docs/figures.md").read_text(encoding="utf-8")
+    for head in ("seconds for a root of", "GiB of RAM for a root of"):
+        table = text[text.index(f"| {head}") :].split("\n\n")[0].splitlines()
+        cells = [[cell.strip() for cell in line.split("|")][1:-1] for line in table]
+        assert cells[0] == [head, "files", *growth.COLUMNS]
+        assert [row[:2] for row in cells[2:]] == [[f"{g} GiB", f"{n:,}"] for g, n in growth.ROOTS]
