@@ -512,7 +512,7 @@ def _drop_state(path: str) -> None:
     if state:
         __salt__["ramboot_record.write"](_state_file(), state)
     else:
-        os.unlink(_state_file())
+        __salt__["ramboot_record.remove"](_state_file())
 
 
 # /etc/default/grub

@@ -789,11 +789,8 @@ def _look(path: str) -> dict[str, Any] | None:
 
 
 def _hash(path: str) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as source:
-        for block in iter(lambda: source.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _key_of(places: dict[str, Any], wanted: Any) -> str:

@@ -105,7 +105,8 @@ def warnings() -> list[str]:
     What is worth knowing and no reason to stop, a sentence each.
 
     Clones whose source was updated since and that are not copied anew by themselves, qubes of ours
-    that the pillar no longer has, and a RAM session that would not fit with what is asked for.
+    that the pillar no longer has, a pool that takes more RAM than it need, and a RAM session that
+    would not fit with what is asked for.
 
     CLI Example:
 
@@ -123,6 +124,13 @@ def warnings() -> list[str]:
         for name in sorted(look.record["made"])
         if name not in asked and name in look.qubes
     ]
+    if look.pools.get(look.pool, {}).get("driver") == "file-reflink":
+        # core-admin: qubes/storage/reflink.py, _copy_file
+        found.append(
+            f"pool {look.pool} is file-reflink, and a copied root can't share blocks between files:"
+            " in a RAM session each start of a qube in it copies whole volumes; with the driver"
+            " file none does"
+        )
     if budget()["pending_bytes"]:
         found += [
             f"with these qubes a RAM session on {backend} needs more RAM than dom0 gets:"
@@ -396,6 +404,7 @@ def _pool_faults(look: _Look) -> list[str]:
         # one that the same run adds first is as good
         config = look.pools.get(look.pool) or look.settings["file_pools"].get(look.pool)
         fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, config)
+        fault = fault or _crowd_fault(look)
         found += [fault] if fault else []
     for name, entry in look.settings["file_pools"].items():
         there = look.pools.get(name)
@@ -420,6 +429,25 @@ def _pool_faults(look: _Look) -> list[str]:
         if name not in look.pools and name not in look.settings["file_pools"]:
             found.append(f"default_pools:{key}: there is no pool {name}")
     return found
+
+
+def _crowd_fault(look: _Look) -> str | None:
+    """Where / is on no thin pool, Qubes itself puts every qube into varlibqubes on it
+    (core-admin: qubes/app.py, _default_pool).
+    """
+    if any(
+        info["pool"] != look.pool
+        for name, qube in look.qubes.items()
+        if qube["class"] != "AdminVM"
+        for volume, info in look.volumes(name).items()
+        if volume != "kernel"
+    ):
+        return None
+    return (
+        f"pool {look.pool} holds every qube: a RAM session takes all of them along if they fit, and"
+        " forgets them all without ramboot:qubes; wanted: a pool of its own on / (file_pools with"
+        " on_root: true, and its name as pool), and the others left behind by copy:exclude"
+    )
 
 
 def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:

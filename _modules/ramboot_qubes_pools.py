@@ -29,8 +29,8 @@ def ram_fault(name: str, config: dict[str, str] | None) -> str | None:
     Why a RAM session would not take this pool along whole; None when it would.
 
     It would when each of its directories is a part of the root file system that is copied. On the
-    installer's "plain" layout /var/lib/qubes is a file system of its own, and on btrfs the pool
-    holds every qube there is: neither is served.
+    installer's "plain" layout /var/lib/qubes is a file system of its own, and on btrfs every qube
+    there is lies on /: neither is served.
 
     name, config
         a pool, as in ramboot_qubesadmin.pools; None when there is none of that name.
@@ -54,8 +54,8 @@ def ram_fault(name: str, config: dict[str, str] | None) -> str | None:
     layout = __salt__["ramboot_preflight.root_layout"]()
     if layout["fstype"] == "btrfs":
         return (
-            f"/ is btrfs, where pool {name} holds every qube: all of them would have to fit into"
-            " RAM; stateless qubes need a root on ext4 or xfs with its qubes elsewhere"
+            f"pool {name}: / is btrfs, on which Qubes keeps every qube: all of them would have to"
+            " fit into RAM; stateless qubes need a root on ext4 or xfs with its qubes elsewhere"
         )
     top = os.path.realpath(config["dir_path"])
     for path in (top, *(os.path.join(top, folder) for folder in FOLDERS)):

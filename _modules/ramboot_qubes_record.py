@@ -7,7 +7,6 @@ done; a qube that is `begun` and not `whole` is half-made and will be made anew.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from typing import Any
@@ -169,12 +168,7 @@ def _file() -> str:
 
 def _write(record: dict[str, Any]) -> None:
     """A record of nothing goes, with its directory if that is empty."""
-    path = _file()
     if not any(record.values()):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        # the originals of files may be there as well
-        with contextlib.suppress(OSError):
-            os.rmdir(os.path.dirname(path))
-        return
-    __salt__["ramboot_record.write"](path, {"schema": SCHEMA, **record})
+        __salt__["ramboot_record.remove"](_file())
+    else:
+        __salt__["ramboot_record.write"](_file(), {"schema": SCHEMA, **record})

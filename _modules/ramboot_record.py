@@ -359,6 +359,29 @@ def write(path: str, content: dict[str, Any]) -> None:
     _write_beside(path, [text.encode()], mode=0o600)
 
 
+def remove(path: str) -> None:
+    """
+    Delete a file of our own state, as `write` makes it, and its directory if that is empty then.
+
+    path
+        absolute path; nothing happens where there is no such file.
+
+    Gone from the disk when this returns.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.remove /var/lib/ramboot/mine.json
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    directory = os.path.dirname(path)
+    if os.path.isdir(directory):
+        # other parts may keep theirs here
+        _sync_directory(os.path.dirname(directory) if _remove_if_empty(directory) else directory)
+
+
 def replace(
     path: str,
     content: bytes | str,
@@ -487,11 +510,8 @@ def _same(now: dict[str, Any], original: dict[str, Any]) -> bool:
 
 
 def _hash(path: str) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as source:
-        for block in _blocks(source):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _blocks(source: BinaryIO) -> Iterator[bytes]:

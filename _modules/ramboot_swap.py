@@ -334,12 +334,9 @@ def _write_record(record: dict[str, Any]) -> None:
 
 def _forget_record() -> None:
     paths = _paths()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(paths["swap_record"])
-    # other parts may keep theirs here
-    for folder in (paths["swap_units"], os.path.dirname(paths["swap_record"])):
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+    with contextlib.suppress(OSError):
+        os.rmdir(paths["swap_units"])
+    __salt__["ramboot_record.remove"](paths["swap_record"])
 
 
 # Seams

@@ -679,10 +679,22 @@ def test_faults_are_told_all_at_once(formula, qubesd):
     ]
 
 
+def all_on_root(formula, qubesd, fstype):
+    """As Qubes is installed where / is on no thin pool and can share blocks between files."""
+    formula.layout["findmnt"]["filesystems"][0]["fstype"] = fstype
+    qubesd.pools["varlibqubes"]["driver"] = "file-reflink"
+    qubesd.system["default_pool"] = "varlibqubes"
+    del qubesd.pools["vm-pool"]
+    for name in qubesd.qubes:
+        if name != "dom0":
+            qubesd.make_volumes(name, None, {})
+    qubesd.fill("debian-12-xfce", "root", 1 << 20)
+
+
 @pytest.mark.parametrize(
     ("layout", "told"),
     [
-        ("btrfs", "/ is btrfs, where pool varlibqubes holds every qube"),
+        ("btrfs", "pool varlibqubes: / is btrfs, on which Qubes keeps every qube"),
         ("plain", "is on /dev/mapper/qubes_dom0-varlibqubes"),
     ],
 )
@@ -691,7 +703,7 @@ def test_storage_layouts_that_a_ram_session_does_not_take_along_are_refused(
 ):
     mounts = formula.layout["findmnt"]["filesystems"]
     if layout == "btrfs":
-        mounts[0]["fstype"] = "btrfs"
+        all_on_root(formula, qubesd, "btrfs")
     else:
         target = qubesd.pools["varlibqubes"]["dir_path"]
         mounts.append(
@@ -703,6 +715,40 @@ def test_storage_layouts_that_a_ram_session_does_not_take_along_are_refused(
         )
     (found,) = check(formula, EXAMPLE)
     assert told in found
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+def test_where_the_pool_on_the_root_holds_every_qube_one_of_its_own_is_wanted(
+    formula, qubesd, fstype
+):
+    all_on_root(formula, qubesd, fstype)
+    assert check(formula, EXAMPLE) == [
+        "pool varlibqubes holds every qube: a RAM session takes all of them along if they fit, and"
+        " forgets them all without ramboot:qubes; wanted: a pool of its own on / (file_pools with"
+        " on_root: true, and its name as pool), and the others left behind by copy:exclude"
+    ]
+
+
+def test_beside_it_a_pool_of_its_own_serves(formula, qubesd):
+    all_on_root(formula, qubesd, "xfs")
+    (formula.world.root / "srv").mkdir()
+    path = f"{formula.world.root}/srv/ram"
+    own = {"pool": "ram", "file_pools": {"ram": {"dir_path": path, "on_root": True}}}
+    formula.good({**EXAMPLE, **own})
+    for name in (CLONE, DVM):
+        assert pools(qubesd, name) == dict.fromkeys(("root", "private", "volatile"), "ram")
+
+
+def test_a_pool_that_a_copied_root_makes_dear_is_warned_of(formula, qubesd):
+    qubesd.pools["varlibqubes"]["driver"] = "file-reflink"
+    told = (
+        "pool varlibqubes is file-reflink, and a copied root can't share blocks between files: in a"
+        " RAM session each start of a qube in it copies whole volumes; with the driver file none"
+        " does"
+    )
+    assert told in formula.good(EXAMPLE)["checked"]["comment"].splitlines()
+    qubesd.pools["varlibqubes"]["driver"] = "file"
+    assert formula.good()["checked"]["comment"] == "nothing stands in the way"
 
 
 def test_with_varlibqubes_off_the_root_a_pool_on_the_root_serves_there_and_back_again(

@@ -418,6 +418,26 @@ def test_a_file_is_synced_before_its_name_is_and_its_directory_after(target, wri
     ]
 
 
+def test_a_file_of_ours_is_gone_from_the_disk_with_its_empty_directory(world, record, monkeypatch):
+    mine, other = world.write("/var/lib/ramboot/mine.json"), world.write("/var/lib/ramboot/other")
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    record.remove(str(mine))
+    assert not mine.exists()
+    assert other.exists()
+    assert synced == [str(mine.parent)]
+    record.remove(str(other))
+    assert not mine.parent.exists()
+    assert synced[1:] == [str(mine.parent.parent)]
+    record.remove(str(mine))
+    assert len(synced) == 2
+
+
 @pytest.mark.parametrize("fails", ["fsync", "fchmod", "rename"])
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(target, writer, monkeypatch, fails):
     def full(*_arguments):

@@ -108,6 +108,12 @@ def told(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def loop(session, number: int, file: str) -> None:
+    """A loop device over a file that is there."""
+    session.write(file, "")
+    session.write(f"/sys/block/loop{number}/loop/backing_file", f"{file}\n")
+
+
 # How full
 
 
@@ -444,6 +450,52 @@ def test_only_what_is_paused_goes_on(session, qubes, capsys):
     assert session.module.unpause(["work", "vault", "gone"]) == ["work"]
     assert capsys.readouterr().err == ""
     assert paused(qubes) == []
+
+
+# Templates
+
+
+def test_a_template_in_ram_is_told_of_at_each_start(session, watch, capsys):
+    session.write("/run/user/1000/bus", "")
+    top = "/var/lib/qubes/vm-templates"
+    loop(session, 0, f"{top}/mine/root.img")
+    watch.look()
+    # a qube on it reads its root as well
+    assert told(capsys) == []
+    loop(session, 1, f"{top}/mine/private.img")
+    loop(session, 2, f"{top}/other/private-dirty.img")
+    loop(session, 3, "/var/lib/qubes/appvms/work/private.img")
+    session.write("/sys/block/loop4/loop/backing_file", f"{top}/gone/private.img\n")
+    watch.look()
+    watch.look()
+    text = (
+        "ramboot: the template {} lies in RAM: an update or installation in it now is"
+        " forgotten at the end of this session. Update in a persistent boot."
+    )
+    assert told(capsys) == [f"<4>{text.format(name)}" for name in ("mine", "other")]
+    assert session.did("notify-send")[0][-1] == text.format("mine")
+    for number in (1, 2):
+        session.write(f"/sys/block/loop{number}/loop/backing_file", "")
+    watch.look()
+    assert told(capsys) == []
+    loop(session, 1, f"{top}/mine/private.img")
+    watch.look()
+    assert told(capsys) == [f"<4>{text.format('mine')}"]
+
+
+def test_a_template_on_another_file_system_keeps_its_updates(session, watch, capsys, monkeypatch):
+    loop(session, 0, "/mnt/vm-templates/mine/private.img")
+    real = os.stat
+    place = f"{session.root}/mnt/vm-templates/mine"
+    monkeypatch.setattr(
+        session.module.os,
+        "stat",
+        lambda path, **options: (
+            SimpleNamespace(st_dev=-1) if path == place else real(path, **options)
+        ),
+    )
+    watch.look()
+    assert told(capsys) == []
 
 
 def test_without_qubes_nothing_is_paused():

@@ -273,6 +273,34 @@ def kernel(release: str = RELEASE) -> Path:
     return next((tree(release) / "boot").glob("vmlinuz-*"))
 
 
+def xen_tools() -> Path:
+    """What the root lacks of the packages that start a Xen guest: a directory with usr and etc."""
+    packages = GUEST / "packages-xen"
+    have = tree()
+    key = fingerprint(packages, extra=have.parent.name + code_of(xen_tools))
+    target = cache_dir() / f"xen-tools-{key}"
+    with _made_once(target) as place:
+        if place is not None:
+            lines = packages.read_text(encoding="ascii").splitlines()
+            names = [line for line in lines if line and line[0] != "#"]
+            all_of_them = place.with_name("all")
+            with phases.phase("build: Xen's tools"):
+                run(
+                    *("mmdebstrap", "--quiet", "--variant=extract"),
+                    *(f"--include={','.join(names)}", f"--keyring={KEYRING}"),
+                    *('--aptopt=APT::Install-Recommends "false"', *_apt_options()),
+                    *(SUITE, all_of_them, _mirror()),
+                )
+            place.mkdir()
+            for part in ("usr/bin", "usr/sbin", "usr/lib", "etc/xen"):
+                for path in (all_of_them / part).rglob("*"):
+                    inside = path.relative_to(all_of_them)
+                    if (path.is_symlink() or path.is_file()) and not os.path.lexists(have / inside):
+                        (place / inside).parent.mkdir(parents=True, exist_ok=True)
+                        path.rename(place / inside)
+    return target
+
+
 def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     """An initramfs with the working tree's dracut module for any layout, built on the host, where
     dracut is quick. `options` are dracut's; `boot` overrides the pillar's `ramboot:boot`.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a stateless qube writes stays in RAM, and what one in the disk's pool writes does not: the
 disk's own counter, and the audit beside it. Volumes are laid and opened as Qubes' storage drivers
-do it; no guest runs on them.
+do it, and Xen guests write to them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vm import build
+from vm import build, xen_guest
 from vm.build import REPOSITORY
 from vm.claims import assert_ram_session
 from vm.machine import Machine
@@ -42,13 +42,14 @@ layer snapshot-private /dev/mapper/snapshot-dvm "$(loop appvms/disp1/private-cow
 dmsetup create origin-dvm --table "0 $(blockdev --getsz "$dvm") snapshot-origin $dvm"
 loop appvms/disp1/volatile > /run/volatile
 )"""
-WRITTEN = "dd if=/dev/urandom of={} bs=1M count=100 oflag=direct conv=fsync,notrunc status=none"
-# Where those bytes must be found: volume opened, file that grew.
+# Where what a qube writes must be found: volume opened, file that grew.
 RAM_VOLUMES = {
-    "/dev/mapper/snapshot-root": "appvms/disp1/root-cow.img",
-    "/dev/mapper/snapshot-private": "appvms/disp1/private-cow.img",
-    "$(cat /run/volatile)": "appvms/disp1/volatile.img",
-    "/dev/mapper/origin-dvm": "appvms/dvm/private.img",
+    "disp1": {
+        "/dev/mapper/snapshot-root": "appvms/disp1/root-cow.img",
+        "/dev/mapper/snapshot-private": "appvms/disp1/private-cow.img",
+        "$(cat /run/volatile)": "appvms/disp1/volatile.img",
+    },
+    "dvm": {"/dev/mapper/origin-dvm": "appvms/dvm/private.img"},
 }
 # The driver `lvm_thin` (qubes/storage/lvm.py): what a start makes in the disk's pool.
 STARTED = """(
@@ -151,9 +152,10 @@ def qubesd() -> dict[str, Any]:
 
 
 def payload(target: Path) -> Path:
-    """The formula, the stand-in for qubesadmin and what its qubesd knows."""
+    """The formula, the stand-in for qubesadmin and what its qubesd knows, and a guest."""
     build.formula_payload(target, "{}\n")
     with tarfile.open(target, "a") as tar:
+        xen_guest.add_to(tar)
         for source in sorted((REPOSITORY / "tests/standin/qubesadmin").glob("*.py")):
             tar.add(source, f"{STANDIN}/qubesadmin/{source.name}")
         text = json.dumps(qubesd()).encode()
@@ -166,19 +168,26 @@ def payload(target: Path) -> Path:
 def test_a_stateless_qube_writes_to_ram_and_one_in_the_disks_pool_to_the_disk(
     machine: MachineMaker, tmp_path: Path
 ) -> None:
-    dom0 = machine(build.base(), payload=payload(tmp_path / "payload.tar"))
-    dom0.start_direct("ramboot=zram", initrd=build.initramfs())
+    dom0 = machine(
+        build.base(),
+        # dom0 takes its dom0_mem=max first
+        memory_mib=5120,
+        payload=payload(tmp_path / "payload.tar"),
+    )
+    dom0.start_direct("ramboot=zram", xen=True, initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()
     assert_ram_session(dom0, "zram", "ext4")
     dom0.install_payload()
     dom0.succeed(BEGAN)
 
+    xen_guest.services(dom0)
     dom0.succeed(LAID)
-    for device, file in RAM_VOLUMES.items():
-        dom0.succeed(WRITTEN.format(device))
-        held = int(dom0.succeed(f"stat -c %b /var/lib/qubes/{file}")) * 512
-        assert held >= 100 * MIB, f"{device}: {file} holds {held} bytes"
+    for name, volumes in RAM_VOLUMES.items():
+        xen_guest.write_all(dom0, name, *volumes)
+        for device, file in volumes.items():
+            held = int(dom0.succeed(f"stat -c %b /var/lib/qubes/{file}")) * 512
+            assert held >= 100 * MIB, f"{device}: {file} holds {held} bytes"
     dom0.succeed("sync")
     assert dom0.written_bytes() == 0
 
@@ -186,9 +195,9 @@ def test_a_stateless_qube_writes_to_ram_and_one_in_the_disks_pool_to_the_disk(
     dom0.succeed(STARTED)
     named = dom0.written_bytes()
     assert named > 0
-    for number, device in enumerate(("vm-work-private-snap", "vm-work-volatile"), 1):
-        dom0.succeed(WRITTEN.format(f"/dev/qubes_dom0/{device}"))
-        assert dom0.written_bytes() >= named + number * 100 * MIB
+    made = ("vm-work-private-snap", "vm-work-volatile")
+    xen_guest.write_all(dom0, "work", *(f"/dev/qubes_dom0/{volume}" for volume in made))
+    assert dom0.written_bytes() >= named + 200 * MIB
 
     # a qube that dom0 does not know any more
     dom0.succeed("lvcreate -qq -kn -ay -V 64M -T qubes_dom0/vm-pool -n vm-gone-private")
