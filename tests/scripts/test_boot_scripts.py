@@ -286,6 +286,20 @@ def test_lvm_is_not_asked_again_until_udev_saw_another_volume(shell: Shell, tmp_
     assert done.stdout == "1||||/1"
 
 
+@pytest.mark.parametrize(("first", "gone"), [("readable", False), ("zeros", False), (None, True)])
+def test_a_disk_that_can_not_be_read_is_gone(
+    shell: Shell, tmp_path: Path, first: str | None, gone: bool
+) -> None:
+    disk = tmp_path / "disk"
+    if first:
+        disk.write_bytes(b"\0" * 512 if first == "zeros" else b"PV")
+    done = shell(
+        "sleep() { :; }; blockdev() { :; }\n"
+        f"SOURCE_DISK={disk}; disk_gone && printf gone; SOURCE_DISK=; disk_gone && printf none"
+    )
+    assert done.stdout == ("gone" if gone else "")
+
+
 def test_dashes_in_volume_names_are_doubled(shell: Shell) -> None:
     assert shell("dm_name my-vg/a-b").stdout == "my--vg-a--b"
 

@@ -170,8 +170,20 @@ class Machine:
         """
         begin = time.monotonic()
         self.console.enter("systemctl poweroff")
-        self._wait_until_off(timeout_s, "power off")
+        self.switches_off(timeout_s)
         phases.add("power off", time.monotonic() - begin)
+
+    def switches_off(self, timeout_s: float = POWEROFF_S) -> None:
+        """Wait until the machine has switched itself off or reset itself."""
+        limit = time.monotonic() + timeout_s
+        while not self.qmp.wait_for_shutdown(0.2):
+            self.console.drain(0.1)  # nobody else reads it, and a full line would stop the machine
+            if time.monotonic() > limit:
+                raise ConsoleError(
+                    f"the machine did not switch off within {timeout_s:.0f} s; "
+                    "the console's last lines:\n" + self.console.transcript.last_lines()
+                )
+        self.console.drain(0.1)
 
     def crash(self) -> None:
         """Cut the power: what the guest had not written yet is lost."""
@@ -364,17 +376,6 @@ class Machine:
             self._console.process.close(force=True)
             self._console.transcript.close()
             self._console = None
-
-    def _wait_until_off(self, timeout_s: float, what: str) -> None:
-        limit = time.monotonic() + timeout_s
-        while not self.qmp.wait_for_shutdown(0.2):
-            self.console.drain(0.1)  # nobody else reads it, and a full line would stop the machine
-            if time.monotonic() > limit:
-                raise ConsoleError(
-                    f"the machine did not {what} within {timeout_s:.0f} s; "
-                    "the console's last lines:\n" + self.console.transcript.last_lines()
-                )
-        self.console.drain(0.1)
 
     def _grub(self, menu: str, entry: str | None, arguments: str) -> None:
         position, found = grubcfg.find(menu, entry) if entry else (0, grubcfg.entries(menu)[0])

@@ -25,6 +25,8 @@ done
 export LC_ALL=C LVM_SUPPRESS_FD_WARNINGS=1
 # How long the reason for a persistent boot that was not asked for stays readable.
 REASON_PAUSE_S=4
+# How long the screen says that the disk is gone, before the machine switches off.
+GONE_PAUSE_S=60
 ALGORITHM=
 
 # --- decide ---------------------------------------------------------------------------------
@@ -350,8 +352,23 @@ persistent() {
     save_state
     write_status persistent
     [ -n "$reason" ] || return 0
+    if disk_gone; then
+        without_disk
+        return 0
+    fi
     warn "persistent boot: $reason"
     sleep "$REASON_PAUSE_S"
+}
+
+# without_disk: there is nothing left to boot. dracut would look for the disk for minutes and end
+# in a shell that nobody has a password for.
+without_disk() {
+    warn "the disk is gone: $SOURCE_DISK can't be read ($reason)"
+    screen "ramboot: nothing was written to it. The machine switches off in $GONE_PAUSE_S s."
+    sleep "$GONE_PAUSE_S"
+    # the same with and without systemd
+    printf o > /proc/sysrq-trigger
+    sleep 30
 }
 
 pre_mount() {

@@ -109,6 +109,19 @@ find_lvm_root() {
     ROOT_SPEC=$1
 }
 
+# disk_gone: whether the opened disk can't be read any more, however often one tries.
+disk_gone() {
+    local turn
+    [ -n "$SOURCE_DISK" ] || return 1
+    for turn in 1 2 3; do
+        # what the page cache holds proves nothing
+        timeout -k 5 20 blockdev --flushbufs "$SOURCE_DISK" > /dev/null 2>&1 || :
+        [ -z "$(timeout -k 5 20 head -c 1 "$SOURCE_DISK" 2> /dev/null | tr '\0' x)" ] || return 1
+        sleep 1
+    done
+}
+SOURCE_DISK=
+
 # --- zram -----------------------------------------------------------------------------------
 
 # zram_new VARIABLE DISKSIZE ALGORITHM: a device of our own from hot_add (zram0 may be the
