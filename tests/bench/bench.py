@@ -25,9 +25,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import figures, growth, guide, native
@@ -39,7 +36,6 @@ from vm.machine import Machine
 WITH_IMAGE = "ramboot: {grub: {entries: [zram, image]}}\n"
 QUESTION_S = 600
 POWEROFF_S = 600  # the guide's way leaves the disk busy at shutdown
-FILES = build.REPOSITORY / "ramboot"
 ROOT_FSTYPES = {
     ("ours", "zram"): "ext4",
     ("guide", "zram"): "ext2",
@@ -82,10 +78,8 @@ def say(text: str) -> None:
 
 def our_configuration(backend: str) -> dict[str, str]:
     """What the formula writes for a pillar with that backend and no time limit."""
-    settings = yaml.safe_load((FILES / "defaults.yaml").read_text(encoding="utf-8"))["ramboot"]
-    settings["boot"] |= {"backend": backend, "timeout_s": 0}
-    source = (FILES / "initramfs/files/ramboot.conf.j2").read_text(encoding="utf-8")
-    return {"etc/ramboot/ramboot.conf": jinja2.Template(source).render(settings=settings) + "\n"}
+    text = build.configuration({"backend": backend, "timeout_s": 0})
+    return {"etc/ramboot/ramboot.conf": text + "\n"}
 
 
 def shell_at(dom0: Machine) -> float:

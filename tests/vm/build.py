@@ -306,7 +306,7 @@ def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     dracut is quick. `options` are dracut's; `boot` overrides the pillar's `ramboot:boot`.
     """
     module = REPOSITORY / "ramboot/initramfs/files/50ramboot"
-    text = _boot_conf(boot)
+    text = configuration(boot)
     directory = tree(release)
     made_by = code_of(initramfs, _in_chroot)
     made_from = [text, *options, directory.parent.name, directory.name, made_by]
@@ -325,13 +325,15 @@ def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     return target
 
 
-def _boot_conf(boot: dict[str, object]) -> str:
-    """The configuration that Salt renders, from the defaults and `boot`."""
+def configuration(boot: dict[str, object] | None = None, **settings: object) -> str:
+    """The configuration that Salt renders: the defaults, with `boot` over the pillar's
+    `ramboot:boot` and `settings` over its other keys.
+    """
     defaults = yaml.safe_load((REPOSITORY / "ramboot/defaults.yaml").read_text(encoding="utf-8"))
-    settings = defaults["ramboot"]
-    settings["boot"].update(boot)
+    found = defaults["ramboot"] | settings
+    found["boot"] |= boot or {}
     template = (REPOSITORY / "ramboot/initramfs/files/ramboot.conf.j2").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=False).from_string(template).render(settings=settings)
+    return jinja2.Environment(autoescape=False).from_string(template).render(settings=found)
 
 
 def base(layout: str = "luks-thin") -> Disk:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The formula in the machine, by real Salt: applied again, with a later kernel, undone, cut off
-by the power, with another pillar, and undone again. Without Xen, where Salt takes a third of the
-time; the last boot goes through GRUB and Xen.
+by the power twice, with another pillar, and undone again. Without Xen, where Salt takes a third of
+the time; the last boot goes through GRUB and Xen.
 """
 
 from __future__ import annotations
@@ -97,6 +97,15 @@ def test_applied_again_undone_cut_off_and_undone_again(
     dom0.crash()
     boots(dom0)
     dom0.fail("test -e /run/ramboot/status.json")  # the old image is there as it was
+    # and again when grub.cfg has just been replaced
+    old = dom0.succeed("stat -c %i /boot/grub/grub.cfg").strip()
+    dom0.succeed("salt-call --local state.apply ramboot >/dev/null 2>&1 & true")
+    dom0.succeed(
+        f"until [ $(stat -c %i /boot/grub/grub.cfg) != {old} ]; do sleep 0.1; done", timeout_s=900
+    )
+    dom0.crash()
+    boots(dom0, "ramboot=off")
+    dom0.succeed("grub-script-check /boot/grub/grub.cfg && grep -q ramboot /boot/grub/grub.cfg")
     done = apply(dom0, "ramboot")
     assert all(one["result"] for one in done.values())
     assert dom0.succeed("swapon --show --noheadings") == ""

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from vm.claims import assert_persistent, assert_ram_session, filled
+from vm import build
+from vm.claims import (
+    FAILED_UNITS,
+    assert_persistent,
+    assert_ram_session,
+    filled,
+    settled,
+    status,
+)
 from vm.disk import Disk
 from vm.machine import Machine
 
@@ -113,6 +121,16 @@ def test_tmpfs_by_argument(applied_disk: Disk, machine: MachineMaker) -> None:
     )
     dom0.poweroff()
     assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
+
+
+def test_swap_stays_where_the_pillar_says_keep(applied_disk: Disk, machine: MachineMaker) -> None:
+    dom0 = machine(applied_disk)
+    dom0.start_direct("ramboot=zram", files={CONF: build.configuration(swap="keep") + "\n"})
+    dom0.unlock()
+    dom0.shell()
+    assert status(dom0)["session"] == "ram"
+    dom0.succeed("until swapon --show --noheadings | grep -q .; do sleep 1; done", timeout_s=60)
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
 
 
 def test_a_bare_console_takes_the_answer_right_after_a_wrong_one(

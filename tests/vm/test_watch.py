@@ -70,7 +70,7 @@ def _of_root(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def config(**changes: object) -> str:
     """The boot configuration with other values of some of its lines."""
-    lines = build._boot_conf({}).splitlines()
+    lines = build.configuration().splitlines()
     return "".join(
         f"{key}={changes.get(key, value)}\n" if "=" in line else f"{line}\n"
         for line in lines
