@@ -534,6 +534,15 @@ def test_an_unreadable_source_is_a_copy_error(shell: Shell, tmp_path: Path, tool
     assert "/the copy failed: Cannot read: Input/output error" in shell(script).stdout
 
 
+def test_an_error_of_dd_is_the_reason_and_not_its_figures(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "run/ramboot/work/list.0").write_text("0 4096\n")
+    done = shell(
+        "dd() { command dd if=/dev/zero of=/dev/full count=1; }\n"
+        'copy_piece_list "$RUN/work/list.0" /dev/full; copy_error; printf "%s" "$reason"\n'
+    )
+    assert done.stdout == ("the copy failed: dd: writing to '/dev/full': No space left on device")
+
+
 def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> None:
     a_tree(tmp_path)
     image = tmp_path / "source.img"

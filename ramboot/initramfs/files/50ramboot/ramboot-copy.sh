@@ -317,6 +317,11 @@ plan_blocks() {
     }
 }
 
+# dd_error FILE: what dd had to say there but for its figures.
+dd_error() {
+    sed '/ records in$/d; / records out$/d; / copied, /d' "$1"
+}
+
 # copy_piece_list LIST DEVICE: one worker.
 copy_piece_list() {
     local start length
@@ -324,7 +329,7 @@ copy_piece_list() {
         dd if="$SOURCE_ROOT" of="$2" bs=1M iflag=direct,skip_bytes,count_bytes \
             oflag=direct,seek_bytes conv=notrunc skip="$start" seek="$start" count="$length" \
             2> "$1.dd" || {
-            tail -n 1 "$1.dd"
+            dd_error "$1.dd"
             return 1
         }
         awk '/bytes/ { print $1 }' "$1.dd" >> "$1.done"

@@ -186,7 +186,7 @@ image_read_chunks() {
         # past the page cache, which nobody would read again
         dd if="$IMAGE_FILE" of="$IMAGE_COPY" bs=1M iflag=direct conv=notrunc \
             skip=$((number * size)) seek=$((number * size)) count="$size" 2> "$1.dd" || {
-            tail -n 1 "$1.dd"
+            dd_error "$1.dd"
             return 1
         }
         [ "$(dd if="$IMAGE_COPY" bs=1M skip=$((number * size)) count="$size" 2> /dev/null | sha256sum)" = "$sum  -" ] || {
