@@ -58,19 +58,24 @@ class Machine:
         *,
         memory_mib: int = 4096,
         payload: Path | None = None,
+        payload_writable: bool = False,
         read_only: bool = False,
         graphics: bool = False,
+        clock: str | None = None,
     ) -> None:
-        """`payload`: a file that becomes a second, read-only drive. `graphics`: a screen for
-        `screenshot`.
+        """`payload`: a file that becomes a second drive, read-only unless `payload_writable`.
+        `graphics`: a screen for `screenshot`. `clock`: what the hardware's clock says at each
+        power-on.
         """
         self.name = name
         self.results = results
         self.memory_mib = memory_mib
         self.base = disk
         self._payload = payload
+        self._payload_writable = payload_writable
         self._read_only = read_only
         self._graphics = graphics
+        self._clock = clock
         results.mkdir(parents=True, exist_ok=True)
         # a socket's path has room for 107 bytes, and tests have long names
         self._work = Path(tempfile.mkdtemp(dir=results, prefix="."))
@@ -345,7 +350,11 @@ class Machine:
             *extra,
         ]
         if self._payload:
-            command += ["-drive", f"file={self._payload},if=virtio,format=raw,readonly=on"]
+            options = f"file={self._payload},if=virtio,format=raw"
+            options += ",cache=unsafe" if self._payload_writable else ",readonly=on"
+            command += ["-drive", options]
+        if self._clock:
+            command += ["-rtc", f"base={self._clock}"]
         process = pexpect.spawn(
             "qemu-system-x86_64",
             command,

@@ -1,17 +1,94 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults of the disk itself. Those of tools and files of the initramfs are beside what they break:
-test_ram_session.py, test_disk.py, test_image.py. The initramfs is built on the host and started
-without GRUB and Xen.
+"""Faults of the disks, the clock and the person at the machine. Those of tools and files of the
+initramfs are beside what they break: test_ram_session.py, test_disk.py, test_image.py. The
+initramfs is built on the host and started without GRUB and Xen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from vm import build
+from vm.claims import assert_persistent, settled, status
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
+
+
+def test_a_volume_group_on_two_disks_is_refused(machine: MachineMaker, tmp_path: Path) -> None:
+    second = tmp_path / "second.raw"
+    with second.open("wb") as stream:
+        stream.truncate(64 << 20)
+    dom0 = machine(build.base(), payload=second, payload_writable=True)
+    dom0.start_direct("ramboot=off", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    dom0.succeed("vgextend qubes_dom0 /dev/vdb")
+    dom0.poweroff()
+
+    dom0.start_direct("ramboot=zram", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "the volume group qubes_dom0 lies on 2 devices")
+
+
+# Sets the flag by which a thin pool asks for a check, as the kernel does after a failed write of
+# its metadata (drivers/md/dm-thin-metadata.c: a CRC, flags, the block's number), then resets the
+# machine before the pool writes it anew.
+UNCLEAN = """
+import mmap, os, struct
+def crc(data):
+    value = 0xffffffff
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82f63b78 if value & 1 else 0)
+    return value ^ 160774
+device = os.open("/dev/mapper/qubes_dom0-root--pool_tmeta", os.O_RDWR | os.O_DIRECT)
+block = mmap.mmap(-1, 4096)
+os.preadv(device, [block], 0)
+if struct.unpack_from("<I", block)[0] != crc(block[4:]):
+    raise SystemExit("this is no superblock of a thin pool")
+struct.pack_into("<I", block, 4, 1)
+struct.pack_into("<I", block, 0, crc(block[4:]))
+os.pwritev(device, [block], 0)
+print("unclean", flush=True)
+open("/proc/sysrq-trigger", "w").write("b")
+"""
+# each event of a block device takes longer than what it is about
+SLOW = 'SUBSYSTEM=="block", KERNEL=="vd*|dm-*|zram*", PROGRAM="/usr/bin/sleep 2"\n'
+
+
+def test_what_does_no_harm_ends_in_a_ram_session(machine: MachineMaker) -> None:
+    """A dirty journal on an unclean thin pool, a wrong passphrase before the right one, slow udev
+    and a clock in 1970: if any of them did harm, there would be no session from RAM."""
+    dom0 = machine(build.base(), clock="1970-01-02")
+    dom0.start_direct("ramboot=off", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    dom0.succeed(f"cat >/run/unclean.py <<'END'\n{UNCLEAN}END")
+    dom0.succeed("echo from the journal >/root/note && sync")
+    dom0.console.enter("python3 /run/unclean.py")
+    dom0.wait_for("unclean", 60)
+    dom0.switches_off(60)
+    dom0.crash()
+
+    dom0.start_direct(
+        "ramboot=zram ramboot.disk=detached",
+        initrd=build.initramfs(),
+        files={"etc/udev/rules.d/00-slow.rules": SLOW},
+    )
+    dom0.unlock("not the passphrase")
+    dom0.unlock()
+    dom0.shell()
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["reason"]) == ("ram", "zram", None)
+    assert "1970-01-02" in dom0.succeed("dmesg | grep 'setting system clock'")
+    assert settled(dom0) == "running"
+    assert dom0.succeed("cat /root/note") == "from the journal"
+    dom0.poweroff()
+    assert dom0.written_bytes() == 0
 
 
 def test_a_disk_that_is_pulled_while_copying_is_said_and_the_machine_switches_off(
