@@ -167,6 +167,7 @@ class Machine:
 
     def boot_files(self) -> BootFiles:
         """Kernel, initramfs, Xen and grub.cfg as they lie in /boot now. The machine must be off."""
+        self._power_off()
         return self.disk.boot_files(self._work / "boot")
 
     def poweroff(self, timeout_s: float = POWEROFF_S) -> None:

@@ -72,7 +72,6 @@ def test_what_does_no_harm_ends_in_a_ram_session(machine: MachineMaker) -> None:
     dom0.console.enter("python3 /run/unclean.py")
     dom0.wait_for("unclean", 60)
     dom0.switches_off(60)
-    dom0.crash()
 
     dom0.start_direct(
         "ramboot=zram ramboot.disk=detached",
