@@ -570,6 +570,37 @@ def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> N
     assert heads[0] == heads[1]
 
 
+# e2fsprogs 1.47
+EXTENTS = """\
+Filesystem type is: ef53
+File size of system.journal is 8388608 (8388608 blocks of 1 bytes)
+ ext:     logical_offset:        physical_offset: length:   expected: flags:
+   0:        0..    4095:  568328192.. 568332287:   4096:
+   1:     4096.. 2125823:   35815424..  37937151: 2121728:  568332288:
+   2:  2125824.. 2129919:   37937152..  37941247:   4096:             unwritten
+   3:  2129920.. 8388607:   37941248..  44199935: 6258688:  37941247: last,unwritten,eof
+system.journal: 2 extents found
+"""
+
+
+def test_what_a_journal_allocated_ahead_leaves_the_copy(shell: Shell, tmp_path: Path) -> None:
+    journal = tmp_path / "run/ramboot/root/root/var/log/journal/1/system.journal"
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "filefrag").write_text(f"#!/bin/sh\ncat <<'END'\n{EXTENTS}END\n")
+    (tools / "fallocate").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/punched\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    done = shell("drop_unwritten", PATH=f"{tools}:{os.environ['PATH']}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "punched").read_text().splitlines() == [
+        f"-p -o 2125824 -l 4096 {journal}",
+        f"-p -o 2129920 -l 6258688 {journal}",
+    ]
+
+
 # --- snapshot and overlay -------------------------------------------------------------------------
 
 

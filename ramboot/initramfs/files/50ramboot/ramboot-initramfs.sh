@@ -163,6 +163,7 @@ make_zram_root() {
         try 60 umount "$RUN/source" && build_blocks || return 1
         phase prove
         prove_blocks && mount_zram_root || return 1
+        drop_unwritten
     else
         try 120 mkfs.ext4 -q -O ^has_journal -m 0 -E nodiscard "/dev/zram$ROOT_ZRAM" || return 1
         mount_zram_root && rmdir "$RUN/root/root/lost+found" && build_files || return 1
@@ -364,7 +365,7 @@ persistent() {
 # in a shell that nobody has a password for.
 without_disk() {
     warn "the disk is gone: $SOURCE_DISK can't be read ($reason)"
-    screen "ramboot: nothing was written to it. The machine switches off in $GONE_PAUSE_S s."
+    screen "ramboot wrote nothing to it. The machine switches off in $GONE_PAUSE_S s."
     sleep "$GONE_PAUSE_S"
     # the same with and without systemd
     printf o > /proc/sysrq-trigger
