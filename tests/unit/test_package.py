@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The RPM, built: it brings the formula as it is here, and does not go while ramboot is applied."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import REPO
+
+PLACE = "srv/formulas/base/ramboot-formula"
+SHIPPED = ("ramboot", "_modules", "_states", "pillar.example", "FORMULA")
+
+
+def run(*command: str | Path, **options) -> str:
+    return subprocess.run(
+        [str(word) for word in command],
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=300,
+        **options,
+    ).stdout.decode()
+
+
+def files(below: Path, base: Path) -> Iterator[tuple[str, bytes]]:
+    for path in [below, *below.rglob("*")]:
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield str(path.relative_to(base)), path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """The RPM of a copy of this tree, for rpmbuild leaves things there."""
+    top = tmp_path_factory.mktemp("package")
+    tree = shutil.copytree(REPO, top / "tree", ignore=shutil.ignore_patterns(".*"))
+    where = ("--define", f"_topdir {top}/build", "--define", f"_rpmdir {top}")
+    run(
+        "rpmbuild", "-bb", "--build-in-place", "--quiet", *where, "packaging/ramboot.spec", cwd=tree
+    )
+    return next(top.glob("noarch/ramboot-formula-*.noarch.rpm"))
+
+
+def test_it_brings_the_formula_byte_for_byte(package, tmp_path) -> None:
+    with (tmp_path / "cpio").open("wb") as archive:
+        subprocess.run(["rpm2cpio", package], stdout=archive, check=True)
+    with (tmp_path / "cpio").open("rb") as archive:
+        run("cpio", "-id", "--quiet", stdin=archive, cwd=tmp_path)
+    expected = {path: data for name in SHIPPED for path, data in files(REPO / name, REPO)}
+    assert dict(files(tmp_path / PLACE, tmp_path / PLACE)) == expected
+    roots = yaml.safe_load((tmp_path / "etc/salt/minion.d/formula-ramboot.conf").read_text())
+    assert roots == {"file_roots": {"base": [f"/{PLACE}"]}}
+
+
+def test_its_version_is_the_formulas(package) -> None:
+    formula = yaml.safe_load((REPO / "FORMULA").read_text())
+    version = run("rpm", "-qp", "--qf", "%{VERSION}", package)
+    assert version == str(formula["version"])
+
+
+@pytest.mark.parametrize("applied", ["usr/lib/dracut/modules.d/50ramboot", None])
+@pytest.mark.parametrize("left", [0, 1])
+def test_it_does_not_go_while_ramboot_is_applied(package, tmp_path, applied, left) -> None:
+    """`left`: how many versions of the package stay; an update is no removal."""
+    if applied:
+        (tmp_path / applied).mkdir(parents=True)
+    script = run("rpm", "-qp", "--qf", "%{PREUN}", package)
+    for path in ("/usr/lib/dracut", "/var/lib/ramboot"):
+        assert path in script
+        script = script.replace(path, f"{tmp_path}{path}")
+    done = subprocess.run(["sh", "-c", script, "preun", str(left)], capture_output=True, text=True)
+    refused = bool(applied) and left == 0
+    assert done.returncode == int(refused)
+    assert ("state.apply ramboot.absent" in done.stderr) == refused
