@@ -411,11 +411,10 @@ def formula_payload(target: Path, pillar: str) -> Path:
                     f"srv/formulas/base/ramboot-formula/{name}",
                     filter=plain_owner,
                 )
+        minion = "etc/salt/minion.d/formula-ramboot.conf"
+        tar.add(REPOSITORY / "packaging/formula-ramboot.conf", minion, filter=plain_owner)
         texts = {
-            "etc/salt/minion.d/formula-ramboot.conf": (
-                "file_roots:\n  base:\n    - /srv/formulas/base/ramboot-formula\n"
-                "pillar_roots:\n  base:\n    - /srv/pillar\n"
-            ),
+            "etc/salt/minion.d/pillar.conf": "pillar_roots:\n  base:\n    - /srv/pillar\n",
             "srv/pillar/top.sls": "base:\n  '*':\n    - ramboot\n",
             "srv/pillar/ramboot.sls": pillar,
         }
