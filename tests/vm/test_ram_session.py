@@ -43,6 +43,8 @@ def test_yes_at_the_prompt_runs_dom0_from_zram_and_leaves_the_disk_as_it_was(
     shown = dom0.succeed("runuser -u nobody -- ramboot status")
     assert "zram" in shown
     assert "warns at 70 and 85 %" in shown
+    # the journal goes on, without what was deleted in the blocks that it had allocated ahead
+    assert "unwritten" not in dom0.succeed("filefrag -v /var/log/journal/*/system.journal")
     # the volume group is back for the qubes
     assert "vm-work-private" in dom0.succeed("lvs --noheadings -o lv_name qubes_dom0")
     # /boot stays away, the persistent session's files are all here
