@@ -24,6 +24,9 @@ __salt__: dict[str, Any]
 __virtualname__ = "ramboot_qubes"
 
 MADE, SOURCE = "ramboot-made", "ramboot-source"
+# qubesd says it to who starts the copy
+PROHIBIT = "prohibit-start"
+REASON = "ramboot: a copy of {source}; update that and apply ramboot.qubes in a persistent boot"
 # In the order in which one builds on the other.
 KINDS = {
     "templates": "TemplateVM",
@@ -774,6 +777,17 @@ def _undo(look: _Look) -> dict[str, Any]:
             stays = [told for other, told in users[name].items() if other not in gone]
             left.append(f"{name} is in use by {', '.join(stays)} and is left as it is")
         gone -= set(blocked)
+    for name in sorted(look.qubes):
+        # what is no more copied anew has to be updated itself
+        held = look.features(name) if look.standing(name) == "whole" and name not in gone else {}
+        if held.get(PROHIBIT, "").startswith("ramboot: "):
+            steps += [
+                _step(
+                    f"{name}: feature {key}", held[key], None, ["set", name, "feature", key, None]
+                )
+                for key in ("skip-update", PROHIBIT)
+                if key in held
+            ]
     found += [
         f"{name} is running: halt it, then undo again"
         for name in sorted(gone)
@@ -861,10 +875,15 @@ def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tu
         found.append(("volume", "root rw", False))
         if entry["volatile"] == "ephemeral":
             found.append(("volume", "volatile ephemeral", True))
-    if kind == "templates" and "skip-update" not in entry["features"]:
-        # an update of the copy would be undone by the next copy, in a RAM session by its end
-        # (QubesOS/qubes-core-admin-linux: vmupdate)
-        found.append(("feature", "skip-update", "1"))
+    if kind == "templates":
+        # An update of the copy would be undone by the next copy, in a RAM session by its end. The
+        # updater leaves it out (QubesOS/qubes-core-admin-linux: vmupdate/vmupdate.py), and qubesd
+        # starts no template with the other, but what is based on it (core-admin:
+        # qubes/vm/qubesvm.py, start). R4.2 knows neither.
+        kept = {"skip-update": "1", PROHIBIT: REASON.format(source=entry["source"])}
+        found += [
+            ("feature", key, value) for key, value in kept.items() if key not in entry["features"]
+        ]
     if kind == "save":
         found.append(("property", "netvm", ""))
     if kind not in (*CLONES, "disposables") and entry.get("template"):

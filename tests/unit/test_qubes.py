@@ -350,6 +350,49 @@ def test_a_qube_that_is_gone_is_no_obstacle(formula):
     assert not formula.world.salt["ramboot_qubes_record.exists"]()
 
 
+# A copy is not to be updated itself
+
+
+def test_qubesd_is_told_to_refuse_the_start_of_a_copy_and_of_nothing_else(
+    formula, qubesd, everything
+):
+    """What is based on it starts (core: qubes/vm/qubesvm.py, start: the qube's own feature)."""
+    formula.good(everything)
+    assert qubesd.qubes[CLONE]["features"]["prohibit-start"] == (
+        "ramboot: a copy of debian-12-xfce; update that and apply ramboot.qubes in a persistent"
+        " boot"
+    )
+    assert qubesd.qubes[CLONE]["features"]["skip-update"] == "1"
+    app, exc = sys.modules["qubesadmin"].Qubes(), sys.modules["qubesadmin.exc"]
+    with pytest.raises(exc.QubesException, match="update that and apply"):
+        app.domains[CLONE].start()
+    for name in set(qubesd.qubes) - {CLONE}:
+        app.domains[name].start()
+        assert qubesd.qubes[name]["running"] is True, name
+
+
+@pytest.mark.parametrize(("value", "kept"), [("", ""), (False, ""), ("mine", "mine"), (None, None)])
+def test_the_pillar_can_let_a_copy_start(formula, qubesd, value, kept):
+    formula.good(EXAMPLE)
+    entry = {"source": "debian-12-xfce", "features": {"prohibit-start": value}}
+    formula.good({**EXAMPLE, "templates": {CLONE: entry}})
+    assert qubesd.qubes[CLONE]["features"].get("prohibit-start") == kept
+    assert formula.good()["qubes"]["changes"] == {}
+
+
+def test_a_copy_that_stays_can_be_updated_again(formula, qubesd):
+    formula.good(EXAMPLE)
+    use(qubesd, CLONE, "root")
+    dry = formula.absent(test=True)
+    answer = formula.absent()
+    assert dry["changes"] == answer["changes"]
+    assert {f"{CLONE}: feature skip-update", f"{CLONE}: feature prohibit-start"} < set(
+        answer["changes"]
+    )
+    assert not {"skip-update", "prohibit-start"} & set(qubesd.qubes[CLONE]["features"])
+    assert formula.absent()["changes"] == {}
+
+
 # Data is never deleted without being asked
 
 
@@ -407,8 +450,7 @@ def test_a_default_of_the_system_that_names_ours_is_told(formula, qubesd):
 def test_with_the_record_lost_what_we_made_may_hold_data(formula, qubesd):
     formula.good(EXAMPLE)
     (formula.world.root / "var/lib/ramboot/qubes.json").unlink()
-    answer = formula.absent()
-    assert answer["changes"] == {}
+    formula.absent()
     assert {CLONE, DVM} <= set(qubesd.qubes)
 
 

@@ -229,11 +229,22 @@ def test_qubes_made_and_removed_in_a_ram_session_are_told(dom0, qubesd):
         "removed in this session: its volumes are gone, and dom0 lists it again at the next boot",
     )
     assert "made in this session" not in found["qube sys-net"][1]
-    assert found["qube debian-12-xfce"][1].endswith(
-        ", an update now is forgotten where its root is in RAM: update in a persistent boot"
-    )
     assert "qube older" not in found
     assert START not in found
+
+
+@pytest.mark.parametrize("backend", ["zram", "snapshot"])
+def test_an_update_that_will_be_forgotten_is_told_of_who_runs(dom0, qubesd, backend):
+    dom0.good({**EXAMPLE, "standalones": {"alone": {"source": "debian-12-xfce"}}})
+    for name in ("debian-12-xfce", CLONE, "alone", "sys-net"):
+        qubesd.run(name)
+    session(dom0, {"qubes-1.xml": (BOOT, qubes_xml(*THERE, CLONE, "alone"))})
+    if backend == "snapshot":
+        dom0.devices |= {"/dev/dm-1": "ram", "/dev/dm-7": "ram"}
+    end = ", an update now is forgotten at power-off: update in a persistent boot"
+    told = {place for place, (_verdict, finding) in dom0.rows().items() if finding.endswith(end)}
+    on_disk = {"qube debian-12-xfce"} if backend == "snapshot" else set()
+    assert told == {f"qube {CLONE}", "qube alone"} | on_disk
 
 
 @pytest.mark.parametrize(
