@@ -438,13 +438,14 @@ def _crowd_fault(look: _Look) -> str | None:
     """Where / is on no thin pool, Qubes itself puts every qube into varlibqubes on it
     (core-admin: qubes/app.py, _default_pool).
     """
-    if any(
-        info["pool"] != look.pool
+    others = {
+        info["pool"]
         for name, qube in look.qubes.items()
-        if qube["class"] != "AdminVM"
+        if qube["class"] != "AdminVM" and look.standing(name) == "foreign"
         for volume, info in look.volumes(name).items()
         if volume != "kernel"
-    ):
+    }
+    if others != {look.pool}:
         return None
     return (
         f"pool {look.pool} holds every qube: a RAM session takes all of them along if they fit, and"

@@ -771,6 +771,21 @@ def test_where_the_pool_on_the_root_holds_every_qube_one_of_its_own_is_wanted(
     ]
 
 
+def test_of_a_dom0_without_qubes_it_is_not_said(formula, qubesd):
+    qubesd.qubes.clear()
+    qubesd.system.clear()
+    told = "templates:debian-12-xfce-stateless:source: there is no qube debian-12-xfce"
+    assert check(formula, EXAMPLE) == [told]
+
+
+def test_nor_of_one_with_none_but_ours(formula, qubesd):
+    formula.good(EXAMPLE)
+    for name in ("default-dvm", "sys-net", "debian-12-xfce"):
+        del qubesd.qubes[name]
+    qubesd.system.clear()
+    assert not [told for told in check(formula, EXAMPLE) if "every qube" in told]
+
+
 def test_beside_it_a_pool_of_its_own_serves(formula, qubesd):
     all_on_root(formula, qubesd, "xfs")
     (formula.world.root / "srv").mkdir()
