@@ -174,8 +174,9 @@ def budget() -> dict[str, int]:
     What qubes of ours add to the root that a RAM session copies.
 
     Returns {"present_bytes": allocated by those that are there, a part of what / holds already,
-    "pending_bytes": what those that the pillar asks for and that are not there will allocate}, on
-    the disk, before compression; both 0 where the pillar asks for none.
+    "pending_bytes": what those that the pillar asks for and that are not there will allocate, and
+    what a new copy of an updated source will more}, in a RAM root, where no file shares blocks with
+    another, before compression; both 0 where the pillar asks for none.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -189,16 +190,33 @@ def budget() -> dict[str, int]:
     if not wanted() or not __salt__["ramboot_qubesadmin.available"]():
         return found
     look = _Look(_settings())
+    refresh = _to_refresh(look)
     for kind, name, entry in look.entries():
         if look.standing(name) == "whole":
+            volumes = look.volumes(name)
             found["present_bytes"] += sum(
-                volume["usage"]
-                for volume in look.volumes(name).values()
+                volume["usage"] * _files_of(look, volume)
+                for volume in volumes.values()
                 if volume["pool"] == look.pool
             )
+            if name in refresh:
+                root = look.volumes(entry["source"])["root"]
+                more = max(0, root["usage"] - volumes["root"]["usage"])
+                found["pending_bytes"] += more * _files_of(look, volumes["root"])
         elif kind in CLONES and entry["source"] in look.qubes:
-            found["pending_bytes"] += _clone_bytes(look, entry["source"])
+            kept = {"pool": look.pool, "save_on_stop": True}
+            found["pending_bytes"] += _clone_bytes(look, entry["source"]) * _files_of(look, kept)
     return found
+
+
+def _files_of(look: _Look, volume: dict[str, Any]) -> int:
+    """How many files in RAM hold a volume: file-reflink keeps a second one of it for the next
+    start, which shares its blocks on the disk alone (core-admin: qubes/storage/reflink.py,
+    _update_precache).
+    """
+    # one that the same run adds first
+    config = look.pools.get(volume["pool"]) or look.settings["file_pools"].get(volume["pool"], {})
+    return 2 if config.get("driver") == "file-reflink" and volume["save_on_stop"] else 1
 
 
 def undo_pending() -> dict[str, Any]:

@@ -643,6 +643,36 @@ def test_a_copy_that_was_changed_itself_is_not_overwritten_unasked(formula, qube
     assert list(answers["qubes"]["changes"]) == [f"{CLONE}: root of debian-12-xfce"]
 
 
+def test_a_source_that_writes_in_place_counts_as_updated_while_it_runs(formula, qubesd):
+    """core: qubes/storage/reflink.py, start: the image is renamed where snapshots are off."""
+    image = formula.world.root / "var/lib/qubes/vm-templates/mine/root.img"
+    dirty = image.with_name("root-dirty.img")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black", pool="varlibqubes")
+    formula.good({"templates": {CLONE: {"source": "mine"}}})
+    image.rename(dirty)
+    qubesd.run("mine")
+    assert formula.good()["qubes"]["changes"] == {}
+    dirty.write_bytes(b"update")
+    assert check(formula, {"templates": {CLONE: {"source": "mine"}}}) == [
+        f"templates:{CLONE}:source: mine is running; halt it, a volume in use can't be copied whole"
+    ]
+    dirty.rename(image)
+    qubesd.run("mine", False)
+    assert set(formula.good()["qubes"]["changes"]) == {f"{CLONE}: root of mine"}
+
+
+def test_a_volume_that_is_missing_is_named(formula):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black", pool="varlibqubes")
+    formula.good({"templates": {CLONE: {"source": "mine"}}})
+    image = formula.world.root / "var/lib/qubes/vm-templates/mine/root.img"
+    image.unlink()
+    assert formula.apply()["checked"]["comment"] == (
+        "volume vm-templates/mine/root of pool varlibqubes is missing: there is no " + str(image)
+    )
+
+
 def test_a_refresh_that_failed_midway_is_done_again(formula, qubesd):
     formula.good(EXAMPLE)
     qubesd.update("debian-12-xfce")
@@ -988,6 +1018,25 @@ def test_the_budget_counts_what_is_there_and_what_will_be(formula):
     formula.good()
     assert budget() == {"present_bytes": 3 * MIB + (1 << 16), "pending_bytes": 0}
     formula.pillar({"aliases": "always"})
+    assert budget()["pending_bytes"] == 0
+
+
+def test_of_a_reflink_pool_the_budget_counts_both_files_of_a_volume(formula, qubesd):
+    qubesd.pools["varlibqubes"]["driver"] = "file-reflink"
+    formula.pillar(EXAMPLE)
+    budget = formula.world.salt["ramboot_qubes.budget"]
+    both = 2 * (3 * MIB + (1 << 16))
+    assert budget() == {"present_bytes": 0, "pending_bytes": both}
+    formula.good()
+    assert budget() == {"present_bytes": both, "pending_bytes": 0}
+
+
+def test_the_budget_counts_by_how_much_a_new_copy_is_larger(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce", 2 * MIB)
+    budget = formula.world.salt["ramboot_qubes.budget"]
+    assert budget()["pending_bytes"] == 2 * MIB
+    formula.good()
     assert budget()["pending_bytes"] == 0
 
 
