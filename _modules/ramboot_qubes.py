@@ -42,6 +42,7 @@ CLONES = ("templates", "standalones")
 OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
 # Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py).
 QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
+HALTED = (("property", "template"), ("volume", "root rw"))
 # Features that say what is in a template's root: copied again with it.
 OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "qrexec", "gui", "boot-mode.",
                "default-menu-items", "netvm-menu-items")  # fmt: skip
@@ -100,6 +101,8 @@ def faults() -> list[str]:
             found.append(f"settings:{name}: there is no such qube")
             continue
         found += _value_faults(look, "settings", name, entry, look.qubes[name]["class"])
+    for step in [*_qube_steps(look), *_settings_steps(look)] if not found else []:
+        found += _halt_faults(look, step)
     return found + _room_faults(look)
 
 
@@ -617,6 +620,19 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     return found
 
 
+def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
+    """What qubesd changes in a halted qube alone (core-admin: qubes/vm/appvm.py, template;
+    qubes/api/admin.py, rw).
+    """
+    action, *about = step["do"]
+    if action not in ("set", "change", "put_back"):
+        return []
+    name, group, key = about[:3]
+    if (group, key) not in HALTED or not look.qubes[name]["running"]:
+        return []
+    return [f"{name}: its {key} can't be changed while it is running; halt it"]
+
+
 def _room_faults(look: _Look) -> list[str]:
     """Whether the pool has room for every copy, before the first of them is begun."""
     needed = sum(
@@ -812,6 +828,8 @@ def _undo(look: _Look) -> dict[str, Any]:
         for name in sorted(gone)
         if look.qubes[name]["running"]
     ]
+    for step in steps:
+        found += _halt_faults(look, step)
     todo = sorted(gone)
     while todo:
         # what nobody left in the list needs; in a circle qubesd decides
@@ -1038,8 +1056,12 @@ def _do_make(
     kind: str, name: str, entry: dict[str, Any], values: list[tuple], pool: str
 ) -> list[str]:
     """From nothing, or from a half-made one, to whole; or nothing again."""
-    if name in __salt__["ramboot_qubesadmin.qubes"]():
+    standing = _Look(_settings()).standing(name)
+    if standing == "half":
         _do_remove(name)
+    elif standing != "absent":
+        # somebody was faster than the copies before it
+        raise CommandExecutionError(f"a qube {name} was made meanwhile; it was not touched")
     __salt__["ramboot_qubes_record.made"](name, kind)
     try:
         _make_empty(kind, name, entry, pool)
@@ -1070,8 +1092,8 @@ def _unmake(name: str) -> str:
     """After a failure: a half-made qube takes room and helps nobody."""
     try:
         if name in __salt__["ramboot_qubesadmin.qubes"]():
-            mark = __salt__["ramboot_qubesadmin.features"](name).get(MADE, "")
-            if not mark.endswith(f" {name}"):
+            if _Look(_settings()).standing(name) == "foreign":
+                __salt__["ramboot_qubes_record.made"](name, None)
                 return f"{name} itself is not marked as ours and was not touched"
             __salt__["ramboot_qubesadmin.remove"](name)
         __salt__["ramboot_qubes_record.made"](name, None)

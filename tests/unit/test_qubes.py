@@ -560,6 +560,48 @@ def test_a_qubesd_that_dies_midway_leaves_a_marked_half_that_is_made_anew(formul
     assert qubesd.allocated(qubesd.qubes[CLONE]["volumes"]["root"]) == 3 * MIB
 
 
+def test_a_qube_that_somebody_made_meanwhile_is_not_touched(formula, qubesd):
+    """While the copy before it takes its minutes."""
+    app = sys.modules["qubesadmin"].Qubes()
+
+    def fault(method, subject):
+        if method == "admin.vm.volume.CloneTo" and DVM not in qubesd.qubes:
+            app.add_new_vm("AppVM", DVM, "red", template="debian-12-xfce")
+            qubesd.fill(DVM, "private", 1 << 16)
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert (answer["result"], answer["comment"]) == (
+        False,
+        f"a qube {DVM} was made meanwhile; it was not touched",
+    )
+    assert set(answer["changes"]) == {CLONE}
+    assert qubesd.qubes[DVM]["template"] == "debian-12-xfce"
+    record = formula.world.salt["ramboot_qubes_record.read"]()
+    assert set(record["made"]) == {CLONE}
+
+
+def test_a_name_that_is_taken_just_when_it_is_made_is_not_ours(formula, qubesd):
+    exc = sys.modules["qubesadmin.exc"]
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.Create.AppVM", DVM):
+            qubesd.fault = None
+            sys.modules["qubesadmin"].Qubes().add_new_vm(
+                "AppVM", DVM, "red", template="debian-12-xfce"
+            )
+            raise exc.QubesValueError(f"VM {DVM} already exists")
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert answer["comment"] == (
+        f"making {DVM}: VM {DVM} already exists; {DVM} itself is not marked as ours and was not"
+        " touched"
+    )
+    assert DVM in qubesd.qubes
+    assert set(formula.world.salt["ramboot_qubes_record.read"]()["made"]) == {CLONE}
+
+
 def test_a_half_made_qube_is_taken_away_by_absent(formula, qubesd):
     formula.fail("admin.vm.volume.CloneTo", error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -982,6 +1024,61 @@ def test_a_firewall_that_somebody_changed_since_stays(formula, qubesd):
 def test_dom0_has_no_firewall(formula):
     told = formula.apply({"settings": {"dom0": {"firewall": FIREWALL}}})["checked"]["comment"]
     assert "settings:dom0:firewall: dom0 has no network and no firewall" in told
+
+
+def test_what_a_running_qube_can_not_be_given_is_told_before_anything_is_changed(
+    formula, qubesd, everything
+):
+    formula.good(everything)
+    for name in ("sys-net", "low", "work"):
+        qubesd.run(name)
+    qubesd.qubes["low"]["volumes"]["root"]["rw"] = True
+    everything["settings"]["sys-net"] |= {"template": CLONE, "tags": ["kept", "more"]}
+    everything["app_qubes"]["work"]["properties"]["memory"] = 700
+    assert check(formula, everything) == [
+        "low: its root rw can't be changed while it is running; halt it",
+        "sys-net: its template can't be changed while it is running; halt it",
+    ]
+    for name in ("sys-net", "low"):
+        qubesd.run(name, False)
+    formula.good(everything)
+    # on the way back too
+    for name in ("work", "low"):
+        qubesd.run(name, False)
+    qubesd.run("sys-net")
+    assert formula.absent()["comment"].splitlines() == [
+        "nothing was changed:",
+        "sys-net: its template can't be changed while it is running; halt it",
+    ]
+    qubesd.run("sys-net", False)
+    assert formula.absent()["result"] is True
+    assert qubesd.qubes["sys-net"]["template"] == "debian-12-xfce"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mark": "app_qubes"}, "it was made under app_qubes; delete it to have it anew"),
+        (
+            {"template": "debian-12-xfce-stateless-dvm2"},
+            "its template is debian-12-xfce-stateless-dvm2; delete it to have it anew on"
+            f" {DVM} (the volatile volume would stay where it is)",
+        ),
+    ],
+)
+def test_a_disposable_of_another_kind_or_template_is_not_taken_for_good(
+    formula, qubesd, change, told
+):
+    wanted = {**EXAMPLE, "disposables": {"sys-ram": {"template": DVM}}}
+    wanted["disposable_templates"] = {**EXAMPLE["disposable_templates"]}
+    wanted["disposable_templates"]["debian-12-xfce-stateless-dvm2"] = {"template": CLONE}
+    formula.good(wanted)
+    qube = qubesd.qubes["sys-ram"]
+    if "mark" in change:
+        qube["features"]["ramboot-made"] = "whole app_qubes sys-ram"
+    else:
+        qube["template"] = change["template"]
+    assert check(formula, wanted) == [f"disposables:sys-ram: {told}"]
 
 
 def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qubesd):
