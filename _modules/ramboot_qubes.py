@@ -44,8 +44,9 @@ OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
 QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
 HALTED = (("property", "template"), ("volume", "root rw"))
 # Features that say what is in a template's root: copied again with it.
-OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "qrexec", "gui", "boot-mode.",
-               "default-menu-items", "netvm-menu-items")  # fmt: skip
+OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
+               "boot-mode.", "qubes-", "vmexec", "apparmor", "default-menu-items",
+               "netvm-menu-items")  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -641,6 +642,12 @@ def _room_faults(look: _Look) -> list[str]:
         if kind in CLONES and entry["source"] in look.qubes and look.standing(name) != "whole"
     )
     config = look.pools.get(look.pool, {})
+    for name in _to_refresh(look):
+        # the driver file deletes the old root first (core-admin: qubes/storage/file.py,
+        # import_volume); file-reflink makes the new one beside it
+        old = look.volumes(name)["root"]["usage"] if config.get("driver") == "file" else 0
+        source = look.settings["templates"][name]["source"]
+        needed += max(0, look.volumes(source)["root"]["usage"] - old)
     if not needed or "size" not in config or "usage" not in config:
         return []
     free = int(config["size"]) - int(config["usage"])

@@ -652,13 +652,16 @@ def test_a_source_that_was_updated_is_told_by_a_dry_run_and_copied_by_a_real_one
 
 
 def test_refresh_brings_the_features_that_describe_the_root(formula, qubesd):
-    qubesd.qubes["debian-12-xfce"]["features"] = {"os-version": "12", "mine": "1"}
+    source = qubesd.qubes["debian-12-xfce"]
+    source["features"] = {"os-version": "12", "mine": "1", "updates-available": "1"}
     formula.good(EXAMPLE)
-    qubesd.qubes["debian-12-xfce"]["features"] = {"os-version": "13", "mine": "2"}
+    source["features"] = {"os-version": "13", "mine": "2", "qubes-agent-version": "4.3"}
     qubesd.update("debian-12-xfce")
     formula.good()
     features = qubesd.qubes[CLONE]["features"]
     assert (features["os-version"], features["mine"]) == ("13", "1")
+    assert features["qubes-agent-version"] == "4.3"
+    assert "updates-available" not in features
 
 
 def test_refresh_manual_tells_and_keeps(formula, qubesd):
@@ -938,6 +941,20 @@ def test_a_pool_directory_that_is_a_link_is_refused(formula, qubesd):
 def test_a_pool_without_room_is_told_before_anything_is_copied(formula, qubesd):
     qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=99 * MIB)
     assert check(formula, EXAMPLE) == ["pool varlibqubes has 1 MiB left, and the copies need 3 MiB"]
+
+
+@pytest.mark.parametrize(("driver", "needed"), [("file", 4), ("file-reflink", 7)])
+def test_nor_is_a_root_copied_anew_where_it_would_not_fit(formula, qubesd, driver, needed):
+    """Half of it would be all that qubes on it have."""
+    qubesd.pools["varlibqubes"]["driver"] = driver
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce", 4 * MIB)
+    qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=97 * MIB)
+    assert check(formula, EXAMPLE) == [
+        f"pool varlibqubes has 3 MiB left, and the copies need {needed} MiB"
+    ]
+    qubesd.pools["varlibqubes"].update(usage=93 * MIB)
+    formula.good()
 
 
 def test_a_file_pool_on_the_root_is_refused_unless_it_is_meant(formula):
