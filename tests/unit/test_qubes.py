@@ -277,6 +277,21 @@ def test_everything_twice_changes_nothing_and_absent_undoes_it_all(formula, ever
     assert after[1] is None
 
 
+def test_a_disposable_template_starts_itself_none_or_another(formula, qubesd):
+    formula.good(
+        {
+            **EXAMPLE,
+            "disposable_templates": {
+                "a": {"template": CLONE, "default_dispvm": "none"},
+                "b": {"template": CLONE, "default_dispvm": "c"},
+                "c": {"template": CLONE},
+            },
+        }
+    )
+    named = {name: qubesd.qubes[name]["properties"]["default_dispvm"] for name in "abc"}
+    assert named == {"a": "", "b": "c", "c": "c"}
+
+
 def test_a_low_ram_template_can_have_an_encrypted_volatile_volume_on_the_disk(formula, qubesd):
     formula.good({"low_ram": {"low": {"template": "debian-12-xfce", "volatile": "ephemeral"}}})
     assert pools(qubesd, "low") == {
