@@ -199,9 +199,9 @@ def plan() -> dict[str, dict[str, Any]]:
     """
     Whether a RAM session would fit, for each backend. Nothing is changed.
 
-    The same arithmetic as at boot: used bytes of / (without the excludes) times the room that the
-    backend takes, plus reserve and headroom of the pillar. Stateless qubes that the pillar asks for
-    and that are not there yet are reckoned as if they were.
+    The same arithmetic as at boot: what a copy of / without the excludes holds, times the room that
+    the backend takes, plus reserve and headroom of the pillar. Stateless qubes that the pillar asks
+    for and that are not there yet are reckoned as if they were.
 
     Returns {"zram" | "tmpfs" | "image" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of
     them the root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the
@@ -494,35 +494,54 @@ def _image_says() -> str:
 
 
 def _source_bytes(exclude: list[str]) -> tuple[int, int]:
-    """Used bytes of / without the excludes, and those of the excludes."""
+    """What a copy of / without the excludes holds, and what the excludes hold (as the boot scripts
+    do, ramboot-copy.sh).
+    """
     room = os.statvfs(ROOT)
     excluded = sum(
         _tree_bytes(path)
         for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
         for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
     )
-    if _root_mount()["fstype"] == "btrfs":
-        # a btrfs holds other subvolumes and, on Qubes, every qube: count what is in this one
-        used = _tree_bytes(ROOT)
-    else:
-        used = (room.f_blocks - room.f_bfree) * room.f_frsize
+    used = (room.f_blocks - room.f_bfree) * room.f_frsize
+    fstype = _root_mount()["fstype"]
+    if fstype == "btrfs":
+        # it holds what is not mounted as well, and shares and compresses blocks; the copy does not
+        used = _tree_bytes(ROOT, _not_of_the_root())
+    elif fstype == "xfs":
+        # of blocks that files share each file's copy has its own
+        used = max(used, _tree_bytes(ROOT))
     return max(0, used - excluded), excluded
 
 
-def _tree_bytes(top: str) -> int:
-    """Allocated bytes at and below top, on top's device alone; a hard-linked file once."""
+def _not_of_the_root() -> set[str]:
+    """Places below a btrfs / that are no subvolumes of it."""
+    root = _root_mount()
+    return {
+        os.path.join(ROOT, mount["target"].lstrip("/"))
+        for mount in _mounts()
+        if (mount["fstype"], mount["source"]) != (root["fstype"], root["source"])
+    }
+
+
+def _tree_bytes(top: str, without: set[str] | None = None) -> int:
+    """Allocated bytes at and below top, a hard-linked file once: on top's device alone or, given
+    places to leave out, on any.
+    """
     total, seen, todo = 0, set(), [top]
     device = os.lstat(top).st_dev
     while todo:
         path = todo.pop()
         try:
             info = os.lstat(path)
-            if info.st_dev != device or (info.st_nlink > 1 and info.st_ino in seen):
+            if path in without if without is not None else info.st_dev != device:
                 continue
             if stat.S_ISDIR(info.st_mode):
                 todo += [os.path.join(path, name) for name in os.listdir(path)]
             elif info.st_nlink > 1:
-                seen.add(info.st_ino)
+                if (info.st_dev, info.st_ino) in seen:
+                    continue
+                seen.add((info.st_dev, info.st_ino))
         except FileNotFoundError:
             # deleted meanwhile
             continue

@@ -24,6 +24,9 @@ __salt__: dict[str, Any]
 __virtualname__ = "ramboot_qubes"
 
 MADE, SOURCE = "ramboot-made", "ramboot-source"
+# qubesd says it to who starts the copy
+PROHIBIT = "prohibit-start"
+REASON = "ramboot: a copy of {source}; update that and apply ramboot.qubes in a persistent boot"
 # In the order in which one builds on the other.
 KINDS = {
     "templates": "TemplateVM",
@@ -39,9 +42,11 @@ CLONES = ("templates", "standalones")
 OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
 # Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py).
 QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
+HALTED = (("property", "template"), ("volume", "root rw"))
 # Features that say what is in a template's root: copied again with it.
-OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "qrexec", "gui", "boot-mode.",
-               "default-menu-items", "netvm-menu-items")  # fmt: skip
+OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
+               "boot-mode.", "qubes-", "vmexec", "apparmor", "default-menu-items",
+               "netvm-menu-items")  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -97,6 +102,8 @@ def faults() -> list[str]:
             found.append(f"settings:{name}: there is no such qube")
             continue
         found += _value_faults(look, "settings", name, entry, look.qubes[name]["class"])
+    for step in [*_qube_steps(look), *_settings_steps(look)] if not found else []:
+        found += _halt_faults(look, step)
     return found + _room_faults(look)
 
 
@@ -171,8 +178,9 @@ def budget() -> dict[str, int]:
     What qubes of ours add to the root that a RAM session copies.
 
     Returns {"present_bytes": allocated by those that are there, a part of what / holds already,
-    "pending_bytes": what those that the pillar asks for and that are not there will allocate}, on
-    the disk, before compression; both 0 where the pillar asks for none.
+    "pending_bytes": what those that the pillar asks for and that are not there will allocate, and
+    what a new copy of an updated source will more}, in a RAM root, where no file shares blocks with
+    another, before compression; both 0 where the pillar asks for none.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -186,16 +194,33 @@ def budget() -> dict[str, int]:
     if not wanted() or not __salt__["ramboot_qubesadmin.available"]():
         return found
     look = _Look(_settings())
+    refresh = _to_refresh(look)
     for kind, name, entry in look.entries():
         if look.standing(name) == "whole":
+            volumes = look.volumes(name)
             found["present_bytes"] += sum(
-                volume["usage"]
-                for volume in look.volumes(name).values()
+                volume["usage"] * _files_of(look, volume)
+                for volume in volumes.values()
                 if volume["pool"] == look.pool
             )
+            if name in refresh:
+                root = look.volumes(entry["source"])["root"]
+                more = max(0, root["usage"] - volumes["root"]["usage"])
+                found["pending_bytes"] += more * _files_of(look, volumes["root"])
         elif kind in CLONES and entry["source"] in look.qubes:
-            found["pending_bytes"] += _clone_bytes(look, entry["source"])
+            kept = {"pool": look.pool, "save_on_stop": True}
+            found["pending_bytes"] += _clone_bytes(look, entry["source"]) * _files_of(look, kept)
     return found
+
+
+def _files_of(look: _Look, volume: dict[str, Any]) -> int:
+    """How many files in RAM hold a volume: file-reflink keeps a second one of it for the next
+    start, which shares its blocks on the disk alone (core-admin: qubes/storage/reflink.py,
+    _update_precache).
+    """
+    # one that the same run adds first
+    config = look.pools.get(volume["pool"]) or look.settings["file_pools"].get(volume["pool"], {})
+    return 2 if config.get("driver") == "file-reflink" and volume["save_on_stop"] else 1
 
 
 def undo_pending() -> dict[str, Any]:
@@ -435,13 +460,14 @@ def _crowd_fault(look: _Look) -> str | None:
     """Where / is on no thin pool, Qubes itself puts every qube into varlibqubes on it
     (core-admin: qubes/app.py, _default_pool).
     """
-    if any(
-        info["pool"] != look.pool
+    others = {
+        info["pool"]
         for name, qube in look.qubes.items()
-        if qube["class"] != "AdminVM"
+        if qube["class"] != "AdminVM" and look.standing(name) == "foreign"
         for volume, info in look.volumes(name).items()
         if volume != "kernel"
-    ):
+    }
+    if others != {look.pool}:
         return None
     return (
         f"pool {look.pool} holds every qube: a RAM session takes all of them along if they fit, and"
@@ -595,6 +621,19 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     return found
 
 
+def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
+    """What qubesd changes in a halted qube alone (core-admin: qubes/vm/appvm.py, template;
+    qubes/api/admin.py, rw).
+    """
+    action, *about = step["do"]
+    if action not in ("set", "change", "put_back"):
+        return []
+    name, group, key = about[:3]
+    if (group, key) not in HALTED or not look.qubes[name]["running"]:
+        return []
+    return [f"{name}: its {key} can't be changed while it is running; halt it"]
+
+
 def _room_faults(look: _Look) -> list[str]:
     """Whether the pool has room for every copy, before the first of them is begun."""
     needed = sum(
@@ -603,6 +642,12 @@ def _room_faults(look: _Look) -> list[str]:
         if kind in CLONES and entry["source"] in look.qubes and look.standing(name) != "whole"
     )
     config = look.pools.get(look.pool, {})
+    for name in _to_refresh(look):
+        # the driver file deletes the old root first (core-admin: qubes/storage/file.py,
+        # import_volume); file-reflink makes the new one beside it
+        old = look.volumes(name)["root"]["usage"] if config.get("driver") == "file" else 0
+        source = look.settings["templates"][name]["source"]
+        needed += max(0, look.volumes(source)["root"]["usage"] - old)
     if not needed or "size" not in config or "usage" not in config:
         return []
     free = int(config["size"]) - int(config["usage"])
@@ -774,11 +819,24 @@ def _undo(look: _Look) -> dict[str, Any]:
             stays = [told for other, told in users[name].items() if other not in gone]
             left.append(f"{name} is in use by {', '.join(stays)} and is left as it is")
         gone -= set(blocked)
+    for name in sorted(look.qubes):
+        # what is no more copied anew has to be updated itself
+        held = look.features(name) if look.standing(name) == "whole" and name not in gone else {}
+        if held.get(PROHIBIT, "").startswith("ramboot: "):
+            steps += [
+                _step(
+                    f"{name}: feature {key}", held[key], None, ["set", name, "feature", key, None]
+                )
+                for key in ("skip-update", PROHIBIT)
+                if key in held
+            ]
     found += [
         f"{name} is running: halt it, then undo again"
         for name in sorted(gone)
         if look.qubes[name]["running"]
     ]
+    for step in steps:
+        found += _halt_faults(look, step)
     todo = sorted(gone)
     while todo:
         # what nobody left in the list needs; in a circle qubesd decides
@@ -861,10 +919,15 @@ def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tu
         found.append(("volume", "root rw", False))
         if entry["volatile"] == "ephemeral":
             found.append(("volume", "volatile ephemeral", True))
-    if kind == "templates" and "skip-update" not in entry["features"]:
-        # an update of the copy would be undone by the next copy, in a RAM session by its end
-        # (QubesOS/qubes-core-admin-linux: vmupdate)
-        found.append(("feature", "skip-update", "1"))
+    if kind == "templates":
+        # An update of the copy would be undone by the next copy, in a RAM session by its end. The
+        # updater leaves it out (QubesOS/qubes-core-admin-linux: vmupdate/vmupdate.py), and qubesd
+        # starts no template with the other, but what is based on it (core-admin:
+        # qubes/vm/qubesvm.py, start). R4.2 knows neither.
+        kept = {"skip-update": "1", PROHIBIT: REASON.format(source=entry["source"])}
+        found += [
+            ("feature", key, value) for key, value in kept.items() if key not in entry["features"]
+        ]
     if kind == "save":
         found.append(("property", "netvm", ""))
     if kind not in (*CLONES, "disposables") and entry.get("template"):
@@ -1000,8 +1063,12 @@ def _do_make(
     kind: str, name: str, entry: dict[str, Any], values: list[tuple], pool: str
 ) -> list[str]:
     """From nothing, or from a half-made one, to whole; or nothing again."""
-    if name in __salt__["ramboot_qubesadmin.qubes"]():
+    standing = _Look(_settings()).standing(name)
+    if standing == "half":
         _do_remove(name)
+    elif standing != "absent":
+        # somebody was faster than the copies before it
+        raise CommandExecutionError(f"a qube {name} was made meanwhile; it was not touched")
     __salt__["ramboot_qubes_record.made"](name, kind)
     try:
         _make_empty(kind, name, entry, pool)
@@ -1032,8 +1099,8 @@ def _unmake(name: str) -> str:
     """After a failure: a half-made qube takes room and helps nobody."""
     try:
         if name in __salt__["ramboot_qubesadmin.qubes"]():
-            mark = __salt__["ramboot_qubesadmin.features"](name).get(MADE, "")
-            if not mark.endswith(f" {name}"):
+            if _Look(_settings()).standing(name) == "foreign":
+                __salt__["ramboot_qubes_record.made"](name, None)
                 return f"{name} itself is not marked as ours and was not touched"
             __salt__["ramboot_qubesadmin.remove"](name)
         __salt__["ramboot_qubes_record.made"](name, None)

@@ -79,7 +79,7 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = _qube(name, qube, pools, lies, mounts)
         if since is not None:
             # it is the first row that is about the qube as a whole
-            found[0]["finding"] += _told_of_session(name, qube, since)
+            found[0]["finding"] += _told_of_session(name, qube, since, found)
         rows += found
         if found[0]["verdict"] == "ram":
             stateless += 1
@@ -323,11 +323,14 @@ def _at_start() -> set[str]:
     return {item.text for item in names if item.text}
 
 
-def _told_of_session(name: str, qube: dict[str, Any], before: set[str]) -> str:
+def _told_of_session(
+    name: str, qube: dict[str, Any], before: set[str], rows: list[dict[str, Any]]
+) -> str:
     if name not in before:
         return ", made in this session: dom0 forgets it at power-off"
-    if qube["class"] == "TemplateVM" and qube["running"]:
-        return ", an update now is forgotten where its root is in RAM: update in a persistent boot"
+    in_ram = any(row.get("volume") == "root" and row["verdict"] == "ram" for row in rows)
+    if qube["class"] in ("TemplateVM", "StandaloneVM") and qube["running"] and in_ram:
+        return ", an update now is forgotten at power-off: update in a persistent boot"
     return ""
 
 

@@ -147,7 +147,9 @@ def state_of(config: dict[str, str] | None, volume: dict[str, Any]) -> str:
     A text that is another one as soon as a volume's contents were committed anew.
 
     Of a file its size and time; else size, allocated bytes and the newest revision, of which every
-    halt of a qube makes one unless revisions are switched off.
+    halt of a qube makes one unless revisions are switched off. While a qube runs whose snapshots
+    are switched off (revisions_to_keep -1), file-reflink renames what it writes to: that counts
+    then, and is another one with each write (qubes/storage/reflink.py, start).
 
     config, volume
         as in ramboot_qubesadmin.pools and volumes.
@@ -161,10 +163,16 @@ def state_of(config: dict[str, str] | None, volume: dict[str, Any]) -> str:
     """
     path = file_of(config, volume)
     if path is not None:
-        try:
-            return f"{volume['size']} {os.stat(path).st_mtime_ns}"
-        except OSError as error:
-            raise CommandExecutionError(f"{path} can't be read: {error}") from error
+        for file in (path, f"{path.removesuffix('.img')}-dirty.img"):
+            try:
+                return f"{volume['size']} {os.stat(file).st_mtime_ns}"
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise CommandExecutionError(f"{file} can't be read: {error}") from error
+        raise CommandExecutionError(
+            f"volume {volume['vid']} of pool {volume['pool']} is missing: there is no {path}"
+        )
     newest = max(volume["revisions"], default="-")
     return f"{volume['size']} {volume['usage']} {newest}"
 

@@ -481,6 +481,48 @@ def a_tree(tmp_path: Path) -> Path:
     return source
 
 
+MEASURE = """
+ST_BACKEND=$BACKEND ST_FSTYPE=$FSTYPE
+used_bytes() { printf %s "$DF"; }
+du() { printf '%s\\t%s\\n' "$DU" "$3"; return "$RC"; }
+measure && printf %s "$ST_BYTES" || printf %s "$reason"
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "fstype", "figures", "measured"),
+    [
+        # a copy has what its source has
+        ("zram", "ext4", {"DF": "100", "DU": "300"}, "100"),
+        # files that share blocks; and a file system's own, which du does not see
+        ("zram", "xfs", {"DF": "100", "DU": "300"}, "300"),
+        ("tmpfs", "xfs", {"DF": "300", "DU": "100"}, "300"),
+        # other subvolumes do not count
+        ("zram", "btrfs", {"DF": "900", "DU": "300"}, "300"),
+        ("tmpfs", "btrfs", {"DF": "100", "DU": "300"}, "300"),
+        # copies nothing
+        ("snapshot", "xfs", {"DF": "100", "DU": "300"}, "100"),
+        ("image", "btrfs", {"DF": "100", "DU": "300"}, "100"),
+        # half a figure is none
+        ("zram", "xfs", {"DF": "100", "DU": "50", "RC": "1"}, None),
+        ("zram", "btrfs", {"DF": "100", "DU": "50", "RC": "1"}, None),
+    ],
+)
+def test_of_shared_blocks_each_file_has_its_own_in_the_copy(
+    shell: Shell, backend: str, fstype: str, figures: dict[str, str], measured: str | None
+) -> None:
+    done = shell(MEASURE, BACKEND=backend, FSTYPE=fstype, **{"RC": "0", **figures})
+    assert done.stdout == (measured or "the size of the root file system could not be measured")
+
+
+def test_what_a_tree_holds_is_what_it_has_allocated(shell: Shell, tmp_path: Path) -> None:
+    source = a_tree(tmp_path)
+    (source / "large").write_bytes(b"x" * (4 << 20))
+    os.link(source / "large", source / "the same")
+    done = shell('tree_bytes "$RUN/source"')
+    assert 4 << 20 <= int(done.stdout) < 5 << 20
+
+
 @pytest.mark.parametrize("shared_bytes", [1, 16 << 20])  # each directory apart, all in one tree
 def test_a_file_copy_keeps_what_it_found(shell: Shell, tmp_path: Path, shared_bytes: int) -> None:
     source = a_tree(tmp_path)

@@ -277,6 +277,21 @@ def test_everything_twice_changes_nothing_and_absent_undoes_it_all(formula, ever
     assert after[1] is None
 
 
+def test_a_disposable_template_starts_itself_none_or_another(formula, qubesd):
+    formula.good(
+        {
+            **EXAMPLE,
+            "disposable_templates": {
+                "a": {"template": CLONE, "default_dispvm": "none"},
+                "b": {"template": CLONE, "default_dispvm": "c"},
+                "c": {"template": CLONE},
+            },
+        }
+    )
+    named = {name: qubesd.qubes[name]["properties"]["default_dispvm"] for name in "abc"}
+    assert named == {"a": "", "b": "c", "c": "c"}
+
+
 def test_a_low_ram_template_can_have_an_encrypted_volatile_volume_on_the_disk(formula, qubesd):
     formula.good({"low_ram": {"low": {"template": "debian-12-xfce", "volatile": "ephemeral"}}})
     assert pools(qubesd, "low") == {
@@ -350,6 +365,49 @@ def test_a_qube_that_is_gone_is_no_obstacle(formula):
     assert not formula.world.salt["ramboot_qubes_record.exists"]()
 
 
+# A copy is not to be updated itself
+
+
+def test_qubesd_is_told_to_refuse_the_start_of_a_copy_and_of_nothing_else(
+    formula, qubesd, everything
+):
+    """What is based on it starts (core: qubes/vm/qubesvm.py, start: the qube's own feature)."""
+    formula.good(everything)
+    assert qubesd.qubes[CLONE]["features"]["prohibit-start"] == (
+        "ramboot: a copy of debian-12-xfce; update that and apply ramboot.qubes in a persistent"
+        " boot"
+    )
+    assert qubesd.qubes[CLONE]["features"]["skip-update"] == "1"
+    app, exc = sys.modules["qubesadmin"].Qubes(), sys.modules["qubesadmin.exc"]
+    with pytest.raises(exc.QubesException, match="update that and apply"):
+        app.domains[CLONE].start()
+    for name in set(qubesd.qubes) - {CLONE}:
+        app.domains[name].start()
+        assert qubesd.qubes[name]["running"] is True, name
+
+
+@pytest.mark.parametrize(("value", "kept"), [("", ""), (False, ""), ("mine", "mine"), (None, None)])
+def test_the_pillar_can_let_a_copy_start(formula, qubesd, value, kept):
+    formula.good(EXAMPLE)
+    entry = {"source": "debian-12-xfce", "features": {"prohibit-start": value}}
+    formula.good({**EXAMPLE, "templates": {CLONE: entry}})
+    assert qubesd.qubes[CLONE]["features"].get("prohibit-start") == kept
+    assert formula.good()["qubes"]["changes"] == {}
+
+
+def test_a_copy_that_stays_can_be_updated_again(formula, qubesd):
+    formula.good(EXAMPLE)
+    use(qubesd, CLONE, "root")
+    dry = formula.absent(test=True)
+    answer = formula.absent()
+    assert dry["changes"] == answer["changes"]
+    assert {f"{CLONE}: feature skip-update", f"{CLONE}: feature prohibit-start"} < set(
+        answer["changes"]
+    )
+    assert not {"skip-update", "prohibit-start"} & set(qubesd.qubes[CLONE]["features"])
+    assert formula.absent()["changes"] == {}
+
+
 # Data is never deleted without being asked
 
 
@@ -407,8 +465,7 @@ def test_a_default_of_the_system_that_names_ours_is_told(formula, qubesd):
 def test_with_the_record_lost_what_we_made_may_hold_data(formula, qubesd):
     formula.good(EXAMPLE)
     (formula.world.root / "var/lib/ramboot/qubes.json").unlink()
-    answer = formula.absent()
-    assert answer["changes"] == {}
+    formula.absent()
     assert {CLONE, DVM} <= set(qubesd.qubes)
 
 
@@ -518,6 +575,48 @@ def test_a_qubesd_that_dies_midway_leaves_a_marked_half_that_is_made_anew(formul
     assert qubesd.allocated(qubesd.qubes[CLONE]["volumes"]["root"]) == 3 * MIB
 
 
+def test_a_qube_that_somebody_made_meanwhile_is_not_touched(formula, qubesd):
+    """While the copy before it takes its minutes."""
+    app = sys.modules["qubesadmin"].Qubes()
+
+    def fault(method, subject):
+        if method == "admin.vm.volume.CloneTo" and DVM not in qubesd.qubes:
+            app.add_new_vm("AppVM", DVM, "red", template="debian-12-xfce")
+            qubesd.fill(DVM, "private", 1 << 16)
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert (answer["result"], answer["comment"]) == (
+        False,
+        f"a qube {DVM} was made meanwhile; it was not touched",
+    )
+    assert set(answer["changes"]) == {CLONE}
+    assert qubesd.qubes[DVM]["template"] == "debian-12-xfce"
+    record = formula.world.salt["ramboot_qubes_record.read"]()
+    assert set(record["made"]) == {CLONE}
+
+
+def test_a_name_that_is_taken_just_when_it_is_made_is_not_ours(formula, qubesd):
+    exc = sys.modules["qubesadmin.exc"]
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.Create.AppVM", DVM):
+            qubesd.fault = None
+            sys.modules["qubesadmin"].Qubes().add_new_vm(
+                "AppVM", DVM, "red", template="debian-12-xfce"
+            )
+            raise exc.QubesValueError(f"VM {DVM} already exists")
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert answer["comment"] == (
+        f"making {DVM}: VM {DVM} already exists; {DVM} itself is not marked as ours and was not"
+        " touched"
+    )
+    assert DVM in qubesd.qubes
+    assert set(formula.world.salt["ramboot_qubes_record.read"]()["made"]) == {CLONE}
+
+
 def test_a_half_made_qube_is_taken_away_by_absent(formula, qubesd):
     formula.fail("admin.vm.volume.CloneTo", error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -568,13 +667,16 @@ def test_a_source_that_was_updated_is_told_by_a_dry_run_and_copied_by_a_real_one
 
 
 def test_refresh_brings_the_features_that_describe_the_root(formula, qubesd):
-    qubesd.qubes["debian-12-xfce"]["features"] = {"os-version": "12", "mine": "1"}
+    source = qubesd.qubes["debian-12-xfce"]
+    source["features"] = {"os-version": "12", "mine": "1", "updates-available": "1"}
     formula.good(EXAMPLE)
-    qubesd.qubes["debian-12-xfce"]["features"] = {"os-version": "13", "mine": "2"}
+    source["features"] = {"os-version": "13", "mine": "2", "qubes-agent-version": "4.3"}
     qubesd.update("debian-12-xfce")
     formula.good()
     features = qubesd.qubes[CLONE]["features"]
     assert (features["os-version"], features["mine"]) == ("13", "1")
+    assert features["qubes-agent-version"] == "4.3"
+    assert "updates-available" not in features
 
 
 def test_refresh_manual_tells_and_keeps(formula, qubesd):
@@ -599,6 +701,36 @@ def test_a_copy_that_was_changed_itself_is_not_overwritten_unasked(formula, qube
     assert "itself was changed as well" in answers["checked"]["comment"]
     answers = formula.good({**EXAMPLE, "remove_data": [CLONE]})
     assert list(answers["qubes"]["changes"]) == [f"{CLONE}: root of debian-12-xfce"]
+
+
+def test_a_source_that_writes_in_place_counts_as_updated_while_it_runs(formula, qubesd):
+    """core: qubes/storage/reflink.py, start: the image is renamed where snapshots are off."""
+    image = formula.world.root / "var/lib/qubes/vm-templates/mine/root.img"
+    dirty = image.with_name("root-dirty.img")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black", pool="varlibqubes")
+    formula.good({"templates": {CLONE: {"source": "mine"}}})
+    image.rename(dirty)
+    qubesd.run("mine")
+    assert formula.good()["qubes"]["changes"] == {}
+    dirty.write_bytes(b"update")
+    assert check(formula, {"templates": {CLONE: {"source": "mine"}}}) == [
+        f"templates:{CLONE}:source: mine is running; halt it, a volume in use can't be copied whole"
+    ]
+    dirty.rename(image)
+    qubesd.run("mine", False)
+    assert set(formula.good()["qubes"]["changes"]) == {f"{CLONE}: root of mine"}
+
+
+def test_a_volume_that_is_missing_is_named(formula):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black", pool="varlibqubes")
+    formula.good({"templates": {CLONE: {"source": "mine"}}})
+    image = formula.world.root / "var/lib/qubes/vm-templates/mine/root.img"
+    image.unlink()
+    assert formula.apply()["checked"]["comment"] == (
+        "volume vm-templates/mine/root of pool varlibqubes is missing: there is no " + str(image)
+    )
 
 
 def test_a_refresh_that_failed_midway_is_done_again(formula, qubesd):
@@ -729,6 +861,21 @@ def test_where_the_pool_on_the_root_holds_every_qube_one_of_its_own_is_wanted(
     ]
 
 
+def test_of_a_dom0_without_qubes_it_is_not_said(formula, qubesd):
+    qubesd.qubes.clear()
+    qubesd.system.clear()
+    told = "templates:debian-12-xfce-stateless:source: there is no qube debian-12-xfce"
+    assert check(formula, EXAMPLE) == [told]
+
+
+def test_nor_of_one_with_none_but_ours(formula, qubesd):
+    formula.good(EXAMPLE)
+    for name in ("default-dvm", "sys-net", "debian-12-xfce"):
+        del qubesd.qubes[name]
+    qubesd.system.clear()
+    assert not [told for told in check(formula, EXAMPLE) if "every qube" in told]
+
+
 def test_beside_it_a_pool_of_its_own_serves(formula, qubesd):
     all_on_root(formula, qubesd, "xfs")
     (formula.world.root / "srv").mkdir()
@@ -809,6 +956,20 @@ def test_a_pool_directory_that_is_a_link_is_refused(formula, qubesd):
 def test_a_pool_without_room_is_told_before_anything_is_copied(formula, qubesd):
     qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=99 * MIB)
     assert check(formula, EXAMPLE) == ["pool varlibqubes has 1 MiB left, and the copies need 3 MiB"]
+
+
+@pytest.mark.parametrize(("driver", "needed"), [("file", 4), ("file-reflink", 7)])
+def test_nor_is_a_root_copied_anew_where_it_would_not_fit(formula, qubesd, driver, needed):
+    """Half of it would be all that qubes on it have."""
+    qubesd.pools["varlibqubes"]["driver"] = driver
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce", 4 * MIB)
+    qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=97 * MIB)
+    assert check(formula, EXAMPLE) == [
+        f"pool varlibqubes has 3 MiB left, and the copies need {needed} MiB"
+    ]
+    qubesd.pools["varlibqubes"].update(usage=93 * MIB)
+    formula.good()
 
 
 def test_a_file_pool_on_the_root_is_refused_unless_it_is_meant(formula):
@@ -897,6 +1058,61 @@ def test_dom0_has_no_firewall(formula):
     assert "settings:dom0:firewall: dom0 has no network and no firewall" in told
 
 
+def test_what_a_running_qube_can_not_be_given_is_told_before_anything_is_changed(
+    formula, qubesd, everything
+):
+    formula.good(everything)
+    for name in ("sys-net", "low", "work"):
+        qubesd.run(name)
+    qubesd.qubes["low"]["volumes"]["root"]["rw"] = True
+    everything["settings"]["sys-net"] |= {"template": CLONE, "tags": ["kept", "more"]}
+    everything["app_qubes"]["work"]["properties"]["memory"] = 700
+    assert check(formula, everything) == [
+        "low: its root rw can't be changed while it is running; halt it",
+        "sys-net: its template can't be changed while it is running; halt it",
+    ]
+    for name in ("sys-net", "low"):
+        qubesd.run(name, False)
+    formula.good(everything)
+    # on the way back too
+    for name in ("work", "low"):
+        qubesd.run(name, False)
+    qubesd.run("sys-net")
+    assert formula.absent()["comment"].splitlines() == [
+        "nothing was changed:",
+        "sys-net: its template can't be changed while it is running; halt it",
+    ]
+    qubesd.run("sys-net", False)
+    assert formula.absent()["result"] is True
+    assert qubesd.qubes["sys-net"]["template"] == "debian-12-xfce"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mark": "app_qubes"}, "it was made under app_qubes; delete it to have it anew"),
+        (
+            {"template": "debian-12-xfce-stateless-dvm2"},
+            "its template is debian-12-xfce-stateless-dvm2; delete it to have it anew on"
+            f" {DVM} (the volatile volume would stay where it is)",
+        ),
+    ],
+)
+def test_a_disposable_of_another_kind_or_template_is_not_taken_for_good(
+    formula, qubesd, change, told
+):
+    wanted = {**EXAMPLE, "disposables": {"sys-ram": {"template": DVM}}}
+    wanted["disposable_templates"] = {**EXAMPLE["disposable_templates"]}
+    wanted["disposable_templates"]["debian-12-xfce-stateless-dvm2"] = {"template": CLONE}
+    formula.good(wanted)
+    qube = qubesd.qubes["sys-ram"]
+    if "mark" in change:
+        qube["features"]["ramboot-made"] = "whole app_qubes sys-ram"
+    else:
+        qube["template"] = change["template"]
+    assert check(formula, wanted) == [f"disposables:sys-ram: {told}"]
+
+
 def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qubesd):
     formula.good(EXAMPLE)
     qubesd.qubes[DVM]["volumes"]["private"]["pool"] = "vm-pool"
@@ -931,6 +1147,25 @@ def test_the_budget_counts_what_is_there_and_what_will_be(formula):
     formula.good()
     assert budget() == {"present_bytes": 3 * MIB + (1 << 16), "pending_bytes": 0}
     formula.pillar({"aliases": "always"})
+    assert budget()["pending_bytes"] == 0
+
+
+def test_of_a_reflink_pool_the_budget_counts_both_files_of_a_volume(formula, qubesd):
+    qubesd.pools["varlibqubes"]["driver"] = "file-reflink"
+    formula.pillar(EXAMPLE)
+    budget = formula.world.salt["ramboot_qubes.budget"]
+    both = 2 * (3 * MIB + (1 << 16))
+    assert budget() == {"present_bytes": 0, "pending_bytes": both}
+    formula.good()
+    assert budget() == {"present_bytes": both, "pending_bytes": 0}
+
+
+def test_the_budget_counts_by_how_much_a_new_copy_is_larger(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce", 2 * MIB)
+    budget = formula.world.salt["ramboot_qubes.budget"]
+    assert budget()["pending_bytes"] == 2 * MIB
+    formula.good()
     assert budget()["pending_bytes"] == 0
 
 

@@ -12,6 +12,8 @@ import pytest
 from salt.exceptions import CommandExecutionError
 from test_qubes import CLONE, DVM, EXAMPLE, Formula
 
+from conftest import REPO
+
 LV = {"vg_name": "qubes_dom0", "pool_lv": "vm-pool", "lv_size": "2147483648", "lv_time": "then"}
 
 
@@ -140,6 +142,79 @@ def test_a_low_ram_template_leaves_its_name_at_most(dom0):
     )
 
 
+# What README's table says of a cell, and what the audit finds.
+FORGOTTEN = {"ram": "forgotten", "disk": "**"}
+LOW_RAM = {"ram": "RAM", "trace": "on the disk, the key in RAM"}
+
+
+def all_kinds(dom0):
+    """{row of README's table: its qubes}."""
+    dom0.good(
+        {
+            **EXAMPLE,
+            "app_qubes": {"work": {"template": CLONE}},
+            "standalones": {"alone": {"source": "debian-12-xfce"}},
+            "disposables": {"sys-ram": {"template": DVM}},
+            "low_ram": {
+                "low": {"template": "debian-12-xfce"},
+                "key": {"template": "debian-12-xfce", "volatile": "ephemeral"},
+            },
+            "save": {"save": {"template": "debian-12-xfce"}},
+        }
+    )
+    add = sys.modules["qubesadmin"].Qubes().add_new_vm
+    for name, template in (("1", DVM), ("2", "low"), ("3", "key"), ("4", "default-dvm")):
+        add("DispVM", f"disp{name}", "red", template=template)
+    add("AppVM", "new", "red", template=CLONE, pool="varlibqubes")
+    add("AppVM", "leak", "red", template="debian-12-xfce", pool="varlibqubes")
+    add("StandaloneVM", "made", "red")
+    return {
+        "`templates`, `standalones`, `app_qubes`, `disposable_templates`, `disposables`": (
+            CLONE, "alone", "work", DVM, "sys-ram",
+        ),
+        "disposables of `disposable_templates`; a qube made in the session, in `varlibqubes`, on"
+        " one of `templates`": ("disp1", "new"),
+        "app qube in `varlibqubes` on an ordinary template": ("leak",),
+        "disposables of `low_ram`, `volatile: pool`": ("disp2",),
+        "disposables of `low_ram`, `volatile: ephemeral`": ("disp3",),
+        "disposables of `default-dvm`": ("disp4",),
+        "app qube on the disk": ("sys-net",),
+        "`save`": ("save",),
+        "a qube made in the session in `vm-pool`": ("made",),
+    }  # fmt: skip
+
+
+def test_the_table_of_what_forgets_what_is_what_the_audit_finds(dom0):
+    text = (REPO / "README.md").read_text()
+    table = text[text.index("| | root | private | its name | |") :].partition("\n\n")[0]
+    cells = {
+        row[0]: row[1:]
+        for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        if row[0] not in ("", "---", "dom0")
+    }
+    kinds = all_kinds(dom0)
+    assert set(cells) == set(kinds)
+    dom0.in_ram()
+    found = dom0.verdicts()
+    for kind, names in kinds.items():
+        root, private, named = cells[kind][:3]
+        for name in names:
+            if "`low_ram`" in kind:
+                assert found[f"qube {name} root"] == "trace", name
+                assert root.startswith("read-only; what is written ")
+                assert root.endswith(LOW_RAM[found[f"qube {name} volatile"]]), name
+            else:
+                assert root.startswith(FORGOTTEN[found[f"qube {name} root"]]), name
+            assert private.startswith(FORGOTTEN[found[f"qube {name} private"]]), name
+            in_metadata = any(
+                row["pool"] == "vm-pool" for row in dom0.places() if row.get("qube") == name
+            )
+            assert not in_metadata or named.startswith("**kept**"), name
+    # the backend snapshot
+    dom0.devices["/dev/dm-7"] = "ram"
+    assert set(dom0.verdicts().values()) == {"ram"}
+
+
 def test_in_a_persistent_boot_the_finding_says_what_a_ram_session_would_keep(dom0, qubesd):
     dom0.good(EXAMPLE)
     found = dom0.rows()
@@ -229,11 +304,22 @@ def test_qubes_made_and_removed_in_a_ram_session_are_told(dom0, qubesd):
         "removed in this session: its volumes are gone, and dom0 lists it again at the next boot",
     )
     assert "made in this session" not in found["qube sys-net"][1]
-    assert found["qube debian-12-xfce"][1].endswith(
-        ", an update now is forgotten where its root is in RAM: update in a persistent boot"
-    )
     assert "qube older" not in found
     assert START not in found
+
+
+@pytest.mark.parametrize("backend", ["zram", "snapshot"])
+def test_an_update_that_will_be_forgotten_is_told_of_who_runs(dom0, qubesd, backend):
+    dom0.good({**EXAMPLE, "standalones": {"alone": {"source": "debian-12-xfce"}}})
+    for name in ("debian-12-xfce", CLONE, "alone", "sys-net"):
+        qubesd.run(name)
+    session(dom0, {"qubes-1.xml": (BOOT, qubes_xml(*THERE, CLONE, "alone"))})
+    if backend == "snapshot":
+        dom0.devices |= {"/dev/dm-1": "ram", "/dev/dm-7": "ram"}
+    end = ", an update now is forgotten at power-off: update in a persistent boot"
+    told = {place for place, (_verdict, finding) in dom0.rows().items() if finding.endswith(end)}
+    on_disk = {"qube debian-12-xfce"} if backend == "snapshot" else set()
+    assert told == {f"qube {CLONE}", "qube alone"} | on_disk
 
 
 @pytest.mark.parametrize(

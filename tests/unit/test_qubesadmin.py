@@ -292,6 +292,18 @@ def test_features_are_text_and_can_be_taken_away(seam, app):
         refused("illegal characters", seam.set_feature, app, "a", "1\n")
 
 
+def test_qubesd_does_not_start_what_has_the_feature_prohibit_start(seam, clone):
+    # core 4.2 has none of it
+    pytest.importorskip("qubesadmin.device_protocol")
+    import qubesadmin
+    import qubesadmin.exc
+
+    seam.set_feature(clone, "prohibit-start", "ramboot: a reason")
+    with pytest.raises(qubesadmin.exc.QubesException, match="ramboot: a reason"):
+        qubesadmin.Qubes().domains[clone].start()
+    assert seam.qubes()[clone]["running"] is False
+
+
 def test_tags_come_and_go(seam, app):
     seam.set_tag(app, "mine")
     seam.set_tag(app, "mine")

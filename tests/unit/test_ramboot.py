@@ -295,13 +295,42 @@ def test_plan_leaves_the_excludes_out(world, ramboot):
     assert found["source_bytes"] == 5 * GIB - found["excluded_bytes"]
 
 
-def test_plan_counts_a_btrfs_subvolume_by_its_files(world, system, ramboot):
-    system.mounts[0] = "21 1 0:30 /root / rw - btrfs /dev/sda2 rw"
+def rooted(system, fstype):
+    source = "/dev/sda2"
+    system.mounts[0] = f"21 1 0:30 /root / rw - {fstype} {source} rw"
+    system.write()
+
+
+def test_plan_counts_a_btrfs_by_the_files_of_its_subvolumes_there(world, system, ramboot):
+    rooted(system, "btrfs")
+    system.mounts += [
+        "30 21 0:31 /home /home rw - btrfs /dev/sda2 rw",
+        "31 21 8:17 / /mnt rw - btrfs /dev/sdb1 rw",
+    ]
     system.write()
     first = world.write("/dom0/file", b"x" * (4 * MIB))
     os.link(first, f"{world.root}/dom0/same-file")
+    world.write("/dom0/home/me/file", b"x" * (2 * MIB))
+    world.write("/dom0/mnt/file", b"x" * (8 * MIB))
+    found = ramboot.plan()["zram"]
+    assert 6 * MIB <= found["source_bytes"] < 7 * MIB
+
+
+def test_plan_counts_blocks_that_files_of_an_xfs_share_for_each(
+    world, system, ramboot, monkeypatch
+):
+    """Nothing here shares any: what is allocated is made more than the file system says."""
+    rooted(system, "xfs")
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
+    world.write("/dom0/file", b"x" * (4 * MIB))
+    world.write("/dom0/tmp/file", b"x" * (2 * MIB))
+    room = {"f_blocks": 1 << 20, "f_bfree": (1 << 20) - 3 * MIB // 4096, "f_frsize": 4096}
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(**room))
     found = ramboot.plan()["zram"]
     assert 4 * MIB <= found["source_bytes"] < 5 * MIB
+    assert 2 * MIB <= found["excluded_bytes"] < 3 * MIB
+    rooted(system, "ext4")
+    assert ramboot.plan()["zram"]["source_bytes"] < 2 * MIB
 
 
 @pytest.mark.parametrize("disk", ["readonly", "detached"])

@@ -469,7 +469,7 @@ def test_a_template_in_ram_is_told_of_at_each_start(session, watch, capsys):
     watch.look()
     watch.look()
     text = (
-        "ramboot: the template {} lies in RAM: an update or installation in it now is"
+        "ramboot: what the template {} writes lies in RAM: an update or installation in it now is"
         " forgotten at the end of this session. Update in a persistent boot."
     )
     assert told(capsys) == [f"<4>{text.format(name)}" for name in ("mine", "other")]
@@ -483,7 +483,10 @@ def test_a_template_in_ram_is_told_of_at_each_start(session, watch, capsys):
     assert told(capsys) == [f"<4>{text.format('mine')}"]
 
 
-def test_a_template_on_another_file_system_keeps_its_updates(session, watch, capsys, monkeypatch):
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_template_on_another_file_system_is_told_of_where_that_lies_on_the_layer(
+    session, watch, capsys, monkeypatch, layer
+):
     loop(session, 0, "/mnt/vm-templates/mine/private.img")
     real = os.stat
     place = f"{session.root}/mnt/vm-templates/mine"
@@ -491,9 +494,46 @@ def test_a_template_on_another_file_system_keeps_its_updates(session, watch, cap
         session.module.os,
         "stat",
         lambda path, **options: (
-            SimpleNamespace(st_dev=-1) if path == place else real(path, **options)
+            SimpleNamespace(st_dev=os.makedev(253, 6)) if path == place else real(path, **options)
         ),
     )
+    if layer:
+        on_layer(session)
+    watch.look()
+    assert len(told(capsys)) == layer
+
+
+def volume(session, number: int, name: str, below: str = "dm-4/slaves/dm-1") -> None:
+    """A logical volume of qubes_dom0 that is active; the layer is dm-1."""
+    escaped = name.replace("-", "--")
+    session.write(f"/sys/block/dm-{number}/dm/name", f"qubes_dom0-{escaped}\n")
+    session.write(f"/sys/block/dm-{number}/slaves/{below}/dm/name", "ramboot-layer\n")
+
+
+def test_in_a_snapshot_session_a_template_on_lvm_is_told_of_too(session, watch, capsys):
+    templates = session.root / "var/lib/qubes/vm-templates"
+    for name in ("debian-12-xfce", "halted", "work-root"):
+        (templates / name).mkdir(parents=True)
+    volume(session, 20, "vm-debian-12-xfce-root-snap")
+    # halted; an app qube; of no qube
+    volume(session, 21, "vm-halted-root")
+    volume(session, 22, "vm-work-root-snap")
+    volume(session, 23, "root")
+    session.write("/sys/block/dm-1/dm/name", "ramboot-layer\n")
+    watch.look()
+    watch.look()
+    assert [line.split(" ")[4] for line in told(capsys)] == ["debian-12-xfce"]
+    (session.root / "sys/block/dm-20/dm/name").unlink()
+    watch.look()
+    volume(session, 20, "vm-debian-12-xfce-root-snap")
+    watch.look()
+    assert len(told(capsys)) == 1
+
+
+def test_a_template_on_a_disk_that_is_written_to_keeps_its_updates(session, watch, capsys):
+    (session.root / "var/lib/qubes/vm-templates/mine").mkdir(parents=True)
+    volume(session, 20, "vm-mine-root-snap")
+    (session.root / "sys/block/dm-20/slaves/dm-4/slaves/dm-1/dm/name").write_text("luks-1\n")
     watch.look()
     assert told(capsys) == []
 

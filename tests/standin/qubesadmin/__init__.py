@@ -475,6 +475,14 @@ class QubesVM:
             return "Halted"
         return "Paused" if self._qube().get("paused") else "Running"
 
+    def start(self):
+        """core: qubes/vm/qubesvm.py; its own feature counts, not that of its template."""
+        WORLD.call("admin.vm.Start", self.name)
+        rationale = self._qube()["features"].get("prohibit-start", "")
+        if rationale and WORLD.release != "4.2":
+            raise exc.QubesException(f"Qube start is prohibited. Rationale: {rationale}")
+        WORLD.run(self.name)
+
     def pause(self):
         """core: qubes/vm/qubesvm.py"""
         WORLD.call("admin.vm.Pause", self.name)

@@ -56,8 +56,13 @@ install() {
 
 # Used bytes of the root without the backend image's file, which no copy has.
 ramboot_estimate() {
-    local used image
-    used=$(df -B1 --output=used "${dracutsysrootdir:-/}" 2> /dev/null | tail -n 1 | tr -dc '0-9')
+    local root=${dracutsysrootdir:-/} used apart image
+    used=$(df -B1 --output=used "$root" 2> /dev/null | tail -n 1 | tr -dc '0-9')
+    if [[ $(stat -f -c %T "$root") == xfs ]]; then
+        # as measure of ramboot-copy.sh
+        apart=$(du -s -x -B1 "$root" 2> /dev/null | cut -f 1)
+        ((${apart:-0} <= ${used:-0})) || used=$apart
+    fi
     image=$(du -s -B1 "$dracutsysrootdir/var/lib/ramboot/image" 2> /dev/null | cut -f 1)
     [[ -z $used ]] || printf '%s' $((used - ${image:-0}))
 }

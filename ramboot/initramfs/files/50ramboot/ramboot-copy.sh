@@ -118,9 +118,18 @@ source_exclude() {
     done < "$RUN/exclude"
 }
 
-# measure: what is left to copy.
+# measure: what is left to copy. On xfs and btrfs files can share blocks, of which each file's copy
+# has its own; a btrfs holds other subvolumes as well, and may be compressed.
 measure() {
+    local apart
     ST_BYTES=$(used_bytes "$RUN/source")
+    case $ST_BACKEND,$ST_FSTYPE in
+        zram,btrfs | tmpfs,btrfs) ST_BYTES=$(tree_bytes "$RUN/source") ;;
+        zram,xfs | tmpfs,xfs)
+            apart=$(tree_bytes "$RUN/source")
+            is_number "$ST_BYTES" && is_number "$apart" && [ "$apart" -le "$ST_BYTES" ] || ST_BYTES=$apart
+            ;;
+    esac
     is_number "$ST_BYTES" || {
         reason='the size of the root file system could not be measured'
         return 1
@@ -130,6 +139,11 @@ measure() {
 # used_bytes DIRECTORY
 used_bytes() {
     df -B1 --output=used "$1" | tail -n 1 | tr -dc '0-9'
+}
+
+# tree_bytes DIRECTORY: what its files and those below have allocated, each apart.
+tree_bytes() {
+    du -s -B1 "$1" > "$RUN/tree-bytes" && cut -f 1 "$RUN/tree-bytes"
 }
 
 # need_bytes BACKEND SOURCE_BYTES: what the RAM root takes, without dom0's floor and headroom.
