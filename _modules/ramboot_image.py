@@ -19,7 +19,10 @@ import json
 import os
 import re
 import stat as stat_module
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +52,8 @@ _WORDS = ("file", "sha256", "made", "kernels", *PARTS)
 # Extended attributes that squashfs keeps (squashfs-tools, xattr.c); of others only ACLs are usual.
 _KEPT_XATTRS = ("user.", "trusted.", "security.")
 _ACL = "system.posix_acl_"
+# How often the growing image is looked at, and the steps in which that is told.
+_LOOK_S, _STEP_PERCENT = 1.0, 10
 # A line that mksquashfs's file of excludes gives back as it is.
 _PLAIN_LINE = re.compile(r"/[\w/.,:+@=~%-]+", re.ASCII)
 
@@ -329,9 +334,9 @@ def build() -> dict[str, Any]:
     """
     Build the image from a snapshot of the root, prove it, put it in the old one's place.
 
-    At idle priority. The proof: the file read back from the disk has the hash that was written, the
-    running kernel mounts it, and each entry of the snapshot is in it with type, mode, owner, size,
-    time and extended attributes.
+    At idle priority; how far it is, is told on stderr and on a splash. The proof: the file read
+    back from the disk has the hash that was written, the running kernel mounts it, and each entry
+    of the snapshot is in it with type, mode, owner, size, time and extended attributes.
 
     Returns the manifest without "chunks", and "without_acl": [path] of what lost its access control
     list, which squashfs does not keep.
@@ -364,7 +369,7 @@ def build() -> dict[str, Any]:
         partial = os.path.join(directory, "building.squashfs")
         try:
             with _snapshot() as source:
-                recorded = _made_of(source, partial, space["limit_bytes"], settings)
+                recorded = _made_of(source, partial, space, settings)
             without_acl = recorded.pop("without_acl")
             recorded["file"] = f"root-{recorded['sha256'][:16]}.squashfs"
             image = os.path.join(directory, recorded["file"])
@@ -395,8 +400,33 @@ def refresh() -> dict[str, Any]:
     reason = stale()
     if reason is None:
         return {"action": "nothing", "reason": "the image is current"}
+    _say(f"the image is built anew: {reason}")
     build()
+    _say("the image has been built anew")
     return {"action": "built", "reason": reason}
+
+
+def at_shutdown() -> dict[str, Any]:
+    """
+    What ramboot-image-shutdown.service runs when it is stopped: `refresh`, while there is still an
+    image and that unit. systemd runs what it had loaded, whatever was deleted in the meantime.
+
+    Returns and raises as `refresh` does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.at_shutdown
+    """
+    for path in (_paths()["image_units"]["shutdown"], _manifest_path()):
+        if not os.path.exists(path):
+            return {"action": "nothing", "reason": f"{path} is not there any more"}
+    try:
+        return refresh()
+    except BaseException:  # the unit's time ends with SystemExit
+        _say("the image could not be built anew, the old one stays")
+        raise
 
 
 def remove() -> list[str]:
@@ -429,7 +459,9 @@ def remove() -> list[str]:
 # Building
 
 
-def _made_of(source: str, partial: str, limit: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _made_of(
+    source: str, partial: str, space: dict[str, int], settings: dict[str, Any]
+) -> dict[str, Any]:
     """The image of `source` at `partial`, proven; what the manifest says of it but its name."""
     usage = os.statvfs(source)
     # what is being written is not in the snapshot, the old image is
@@ -442,8 +474,10 @@ def _made_of(source: str, partial: str, limit: int, settings: dict[str, Any]) ->
         **state(source),
     }
     excluded = _excluded(source, settings["copy"]["exclude"])
-    _squash(source, partial, excluded, limit, settings["image"])
+    with _progress(partial, space["expected_bytes"]):
+        _squash(source, partial, excluded, space["limit_bytes"], settings["image"])
     size = os.stat(partial).st_size
+    _say(f"proving the image: {_mib(size)} are read back, each entry is compared with the root")
     sha256, chunks = _hashes(partial, known["chunk_mib"] * MIB)
     without_acl = _prove(partial, source, set(excluded), sha256)
     return {
@@ -486,6 +520,50 @@ def _squash(source: str, target: str, excluded: list[str], limit: int, how: dict
                 *(("-e", *others) if others else ()),
             ]
         )
+
+
+@contextlib.contextmanager
+def _progress(path: str, expected: int) -> Iterator[None]:
+    """Tell how far `path` has grown: of what mksquashfs says, Salt shows nothing before its end."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        told, line = 0, ""
+        while not ended.wait(_LOOK_S):
+            with contextlib.suppress(OSError):
+                size = os.stat(path).st_size
+                # what is expected is no more than that
+                percent = min(size * 100 // max(expected, 1), 99)
+                if percent >= told + _STEP_PERCENT:
+                    told = percent
+                    text = f"{percent} %, {_mib(size)} of about {_mib(expected)}"
+                    line = _say(f"building the image: {text}", instead=line)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _say(text: str, instead: str = "") -> str:
+    """To whoever waits: a terminal, the journal or the console (as the unit says), the splash.
+
+    Returns the line. `instead`: a line that the splash need not show any more.
+    """
+    line = f"ramboot: {text}"
+    # a terminal that was closed is no reason to end a build
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+    # not cmd.run_all: Salt's functions belong to its own thread
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        for command, shown in (("hide-message", instead), ("display-message", line)):
+            if shown:
+                plymouth = ["plymouth", command, f"--text={shown}"]
+                subprocess.run(plymouth, capture_output=True, timeout=2, check=False)
+    return line
 
 
 def _hashes(path: str, chunk: int) -> tuple[str, list[str]]:

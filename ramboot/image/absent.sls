@@ -3,7 +3,7 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 
-{%- for unit in ('wanted', 'timer', 'service') %}
+{%- for unit in ('wanted', 'timer', 'service', 'shutdown-wanted', 'shutdown') %}
 ramboot-image-{{ unit }}-absent:
   ramboot.restored:
     - name: {{ paths.image_units[unit] }}

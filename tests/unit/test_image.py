@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -338,6 +340,122 @@ def test_no_image_is_built_in_a_ram_session(world, lvm, image):
         image.build()
     assert image.refresh() == {"action": "nothing", "reason": "this is a RAM session (zram)"}
     assert lvm.calls == []
+
+
+# Who waits
+
+
+@pytest.fixture
+def splash(world, monkeypatch):
+    """A plymouth that notes what it is asked for, first in PATH."""
+    noted = world.write("splash")
+    program = world.write("bin/plymouth", f'#!/bin/sh\necho "$*" >> {noted}\n', mode=0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return noted
+
+
+def test_how_far_a_build_is_is_told_on_stderr_and_on_a_splash(
+    lvm, image, monkeypatch, capsys, splash
+):
+    real, told = subprocess.run, []
+
+    def mksquashfs(command, **how):
+        """Half of what is expected, then all of it and more, each until it was seen."""
+        if "mksquashfs" in command:
+            target = command[command.index("mksquashfs") + 2]
+            for size, wanted in ((4, "50 %"), (9, "99 %")):
+                with open(target, "wb") as file:
+                    file.truncate(size * MIB)
+                limit = time.monotonic() + 10
+                while wanted not in "".join(told) and time.monotonic() < limit:
+                    time.sleep(0.01)
+                    told.append(capsys.readouterr().err)
+        return real(command, **how)
+
+    monkeypatch.setattr(subprocess, "run", mksquashfs)
+    monkeypatch.setattr(image, "_LOOK_S", 0.01)
+    image.room = lambda: {"expected_bytes": 8 * MIB, "limit_bytes": 64 * MIB}
+    image.build()
+    told.append(capsys.readouterr().err)
+    half = "ramboot: building the image: 50 %, 4 MiB of about 8 MiB"
+    full = "ramboot: building the image: 99 %, 9 MiB of about 8 MiB"
+    proof = "ramboot: proving the image: 0 MiB are read back, each entry is compared with the root"
+    assert "".join(told).splitlines() == [half, full, proof]
+    assert splash.read_text().splitlines() == [
+        f"display-message --text={half}",
+        f"hide-message --text={half}",
+        f"display-message --text={full}",
+        f"display-message --text={proof}",
+    ]
+
+
+def test_nobody_who_listens_does_not_end_a_build(world, image, monkeypatch):
+    with open(os.devnull, encoding="ascii") as read_only:
+        monkeypatch.setattr(sys, "stderr", read_only)
+        monkeypatch.setenv("PATH", "/nowhere")
+        assert image._say("text") == "ramboot: text"
+
+
+# At shutdown
+
+
+@pytest.fixture
+def unit(world):
+    path = Path(world.paths["image_units"]["shutdown"])
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_at_shutdown_a_stale_image_is_built_anew_and_a_current_one_is_left(
+    world, lvm, image, unit, capsys
+):
+    made = image.build()["made"]
+    assert image.at_shutdown() == {"action": "nothing", "reason": "the image is current"}
+    (lvm.top / "etc/new").write_text("new")
+    capsys.readouterr()
+    reason = f"changed since {made}: configuration (/etc)"
+    assert image.at_shutdown() == {"action": "built", "reason": reason}
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"ramboot: the image is built anew: {reason}"
+    assert told[-1] == "ramboot: the image has been built anew"
+    assert image.stale() is None
+
+
+@pytest.mark.parametrize("gone", ["unit", "image"])
+def test_at_shutdown_nothing_is_built_of_what_was_taken_away_since(world, lvm, image, unit, gone):
+    image.build()
+    (lvm.top / "etc/new").write_text("new")
+    path = unit if gone == "unit" else Path(world.paths["image_directory"]) / "manifest"
+    path.unlink()
+    before = len(lvm.calls)
+    assert image.at_shutdown() == {
+        "action": "nothing",
+        "reason": f"{path} is not there any more",
+    }
+    assert len(lvm.calls) == before
+
+
+def test_at_shutdown_of_a_ram_session_nothing_is_built(world, lvm, image, unit):
+    image.build()
+    (lvm.top / "etc/new").write_text("new")
+    world.salt["ramboot_preflight.session_fault"] = lambda: "this is a RAM session (overlay)"
+    assert image.at_shutdown()["reason"] == "this is a RAM session (overlay)"
+
+
+def test_at_shutdown_the_old_image_survives_a_build_that_fails(world, lvm, image, unit, capsys):
+    old = image.build()
+    (lvm.top / "etc/new").write_text("new")
+    lvm.fails = "mksquashfs"
+    with pytest.raises(CommandExecutionError):
+        image.at_shutdown()
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "ramboot: the image could not be built anew, the old one stays"
+    assert image.manifest()["sha256"] == old["sha256"]
+    assert image.verify()[str(Path(world.paths["image_directory"]) / old["file"])]["verdict"] == (
+        "good"
+    )
+    assert lvm.snapshots == []
 
 
 # Freshness

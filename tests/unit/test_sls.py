@@ -243,6 +243,41 @@ def test_the_units_that_keep_an_image_current_come_and_go(minion):
     assert minion.tree() == before
 
 
+def test_the_unit_that_builds_at_shutdown_comes_and_goes(minion):
+    before = minion.tree()
+    minion.write("usr/bin/mksquashfs", "", 0o755)
+    try:
+        # no unit is active in a fake machine
+        asked, systemctl = minion.bin / "asked", (minion.bin / "systemctl").read_text()
+        minion.script("systemctl", f'echo "$*" >> {asked}; [ "$1" != is-active ]')
+        # the build fails, as above
+        states = minion.apply("ramboot.image", pillar={"image": {"rebuild": "shutdown"}})
+    finally:
+        (minion.bin / "systemctl").write_text(systemctl)
+        (minion.root / "usr/bin/mksquashfs").unlink()
+    # after the image, whose absence keeps the unit from starting
+    assert list(states)[-2:] == ["ramboot-image-current", "ramboot-image-shutdown-active"]
+    assert asked.read_text().splitlines()[-3:] == [
+        "is-active --quiet ramboot-image-shutdown.service",
+        "daemon-reload",
+        "start ramboot-image-shutdown.service",
+    ]
+    units = "etc/systemd/system"
+    lines = minion.tree()[f"{units}/ramboot-image-shutdown.service"].splitlines()
+    manifest = minion.root / "var/lib/ramboot/image/manifest"
+    assert f"ConditionPathExists={manifest}" in lines
+    (stop,) = (line for line in lines if line.startswith("ExecStop="))
+    assert stop.startswith("ExecStop=/usr/bin/timeout --kill-after=10s 20m salt-call --local ")
+    # systemd's own end of a shutdown is at 30 min (poweroff.target, JobTimeoutSec)
+    assert "TimeoutStopSec=21min" in lines
+    wanted = minion.tree()[f"{units}/multi-user.target.d/ramboot-image.conf"]
+    assert "Wants=ramboot-image-shutdown.service\n" in wanted
+    assert f"{units}/ramboot-image.service" not in minion.tree()
+    states = minion.apply("ramboot.image.absent")
+    assert all(value["result"] is True for value in states.values()), states
+    assert minion.tree() == before
+
+
 def test_a_setting_reaches_the_boot_config_through_the_map(minion):
     minion.pillar("boot: {timeout_s: 7}")
     target = minion.root / "rendered"

@@ -5,6 +5,7 @@ initramfs is built on the host and started without GRUB and Xen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,14 +18,18 @@ from vm.disk import Disk
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
-APPLY = "salt-call --local --retcode-passthrough state.apply ramboot.image"
+STATE = "salt-call --local --retcode-passthrough state"
+APPLY = f"{STATE}.apply ramboot.image"
+UNIT = "/etc/systemd/system/ramboot-image-shutdown.service"
 # quick to build
 PILLAR = "ramboot: {image: {level: 1, rebuild: background}}\n"
 
 
 @pytest.fixture(scope="module")
 def image_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    """The machine after `state.apply ramboot.image`, the second run of which changes nothing."""
+    """The machine after `state.apply ramboot.image`, the second run of which changes nothing, and
+    after a shutdown that built the image once more.
+    """
     top = tmp_path_factory.mktemp("image")
     payload = build.formula_payload(top / "payload.tar", PILLAR)
     target = top / "disk.qcow2"
@@ -44,7 +49,18 @@ def image_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
             assert "ramboot-image.timer" in dom0.succeed("systemctl show -P Wants timers.target")
             dom0.succeed("systemctl start ramboot-image.service", timeout_s=300)
             assert "the image is current" in dom0.succeed("journalctl -u ramboot-image.service")
-            dom0.poweroff()
+            # its units alone: all of the state would build right now, for units lie in /etc
+            dom0.succeed("sed -i s/background/shutdown/ /srv/pillar/ramboot.sls")
+            dom0.succeed(f"{STATE}.sls_id ramboot-image-shutdown-active ramboot.image")
+            dom0.succeed("echo changed last > /etc/ramboot-note")
+            dom0.poweroff(600)
+            told = dom0.console.transcript.text()
+            for line in (
+                "the image is built anew: changed since .*/etc",
+                "building the image: [0-9]+ %",
+                "the image has been built anew",
+            ):
+                assert re.search(f"ramboot: {line}", told), dom0.console.transcript.last_lines()
             dom0.disk.path.rename(target)
 
     repeated(apply)
@@ -70,6 +86,8 @@ def test_a_root_from_an_image_runs_without_the_disk(
     assert dom0.succeed("swapon --show --noheadings") == ""
     dom0.fail("mountpoint -q /boot")
     assert dom0.succeed("ls -A /var/lib/ramboot/image") == ""
+    assert dom0.succeed("cat /etc/ramboot-note") == "changed last"
+    assert dom0.fail("systemctl is-active ramboot-image-shutdown") == "inactive"
     reporter = "/etc/systemd/system/qubes-meminfo-writer-dom0.service"
     assert dom0.succeed(f"readlink {reporter}") == "/dev/null"
     dom0.succeed("rm /etc/hostname && echo gone with the power > /root/note && sync")
@@ -101,3 +119,11 @@ def test_a_damaged_image_ends_in_a_persistent_boot(image_disk: Disk, machine: Ma
     dom0.unlock()
     dom0.shell()
     assert_persistent(dom0, "the image is damaged between 16 and 32 MiB")
+    # the end of each boot builds it anew; a build that hangs keeps no machine on
+    assert dom0.succeed("systemctl is-active ramboot-image-shutdown") == "active"
+    dom0.succeed(f"sed -i 's/ 20m / 30s /' {UNIT} && systemctl daemon-reload")
+    dom0.succeed("printf '#!/bin/sh\\nsleep infinity\\n' > /usr/bin/mksquashfs")
+    dom0.poweroff()
+    told = dom0.console.transcript.text()
+    assert "the image is built anew: changed since" in told
+    assert "the old one stays" in told
