@@ -29,13 +29,18 @@ _MASK = "/dev/null"
 def active() -> list[dict[str, Any]]:
     """Return the kernel's list of swaps: `name`, `type`, `size_bytes`, `used_bytes` of each.
 
+    Empty as well where the kernel knows no swap.
+
     CLI Example:
 
     .. code-block:: bash
 
         salt-call --local ramboot_swap.active
     """
-    lines = Path(_paths()["proc_swaps"]).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(_paths()["proc_swaps"]).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
     found = []
     for line in lines[1:]:
         name, kind, size_kib, used_kib, _priority = line.rsplit(maxsplit=4)

@@ -478,6 +478,38 @@ def test_a_damaged_record_is_named(swap, dom0):
     assert str(damaged.value).startswith(f"{path} is damaged: ")
 
 
+def test_a_damaged_record_fails_the_states_in_one_sentence(state, dom0):
+    path = dom0.write("/var/lib/ramboot/swap.json", "{")
+    for ret in (state.off(NAME), state.restored(NAME)):
+        assert (ret["result"], ret["changes"]) == (False, {})
+        assert ret["comment"].startswith(f"{path} is damaged: ")
+
+
+def test_an_fstab_that_cannot_be_written_fails_the_states_in_one_sentence(state, dom0, monkeypatch):
+    write = dom0.salt["ramboot_record.replace"]
+
+    def immutable(path, *_arguments, **_options):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setitem(dom0.salt, "ramboot_record.replace", immutable)
+    ret = state.off(NAME)
+    said = f"[Errno 1] Operation not permitted: '{dom0.root}/etc/fstab'"
+    assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, said)
+    assert text(dom0, "/etc/fstab") == FSTAB
+
+    monkeypatch.setitem(dom0.salt, "ramboot_record.replace", write)
+    assert state.off(NAME)["result"] is True
+    monkeypatch.setitem(dom0.salt, "ramboot_record.replace", immutable)
+    ret = state.restored(NAME)
+    assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, said)
+
+
+def test_a_kernel_without_swap_has_none(swap, state, world):
+    (world.root / "proc/swaps").unlink()
+    assert swap.active() == []
+    assert state.off(NAME)["result"] is True
+
+
 def test_the_record_is_written_before_the_first_change(swap, dom0, monkeypatch):
     monkeypatch.setattr(swap, "_write_fstab", lambda lines: seen.append(swap._record()))
     seen = []
