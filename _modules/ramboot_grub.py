@@ -387,7 +387,7 @@ def once(backend: str) -> dict[str, Any]:
     """Let the next boot, and only that one, take the newest entry of a backend.
 
     backend
-        zram or tmpfs.
+        zram, tmpfs, image, snapshot or overlay.
 
     Returns the entry as in `entries`. Raises CommandExecutionError when there is no such entry, or
     GRUB could not take the choice or could not clear it again.
