@@ -9,6 +9,7 @@ before the first change, so that an interrupted run can be undone as well.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -277,11 +278,13 @@ def _device(spec: str) -> str:
 
 
 def _units() -> dict[str, str]:
-    """The swap units that count, name to path: not masked, the first folder wins."""
+    """The swap units that count, name to path: not masked, the first place wins."""
     found: dict[str, str] = {}
-    for folder in _paths()["units"]:
-        for path in sorted(Path(folder).glob("*.swap")):
-            found.setdefault(path.name, str(path))
+    paths = _paths()
+    # those of fstab are not among the generated ones: their lines are marked
+    for pattern in [*(f"{folder}/*.swap" for folder in paths["units"]), *paths["units_generated"]]:
+        for path in sorted(glob.glob(pattern)):
+            found.setdefault(os.path.basename(path), path)
     return {name: path for name, path in found.items() if not _masked(path)}
 
 

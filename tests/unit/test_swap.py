@@ -471,6 +471,23 @@ def test_a_write_that_fails_leaves_fstab_whole(swap, dom0, monkeypatch):
     assert sorted(os.listdir(dom0.root / "etc")) == ["fstab", "systemd"]
 
 
+def test_swap_of_a_generator_stays_off_too(swap, state, world):
+    """A drop-in of zram-generator outranks its main file; GPT's types need no file at all."""
+    for unit in ("generator/dev-zram0.swap", "generator.late/dev-sda2.swap"):
+        world.write(f"/run/systemd/{unit}", "[Swap]\nWhat=/dev/x\n")
+    world.write("/run/systemd/generator/dev-sda3.swap", "[Swap]\nWhat=/dev/sda3\n")  # of fstab
+    world.write("/usr/local/lib/systemd/system/local.swap", UNIT)
+    before = tree(world)
+    assert state.off(NAME)["result"] is True
+    own = world.root / "etc/systemd/system"
+    assert {path.name: os.readlink(path) for path in own.iterdir()} == dict.fromkeys(
+        ("dev-zram0.swap", "dev-sda2.swap", "local.swap"), "/dev/null"
+    )
+    assert swap.configured() == []
+    assert state.restored(NAME)["result"] is True
+    assert tree(world) == before
+
+
 def test_a_damaged_record_is_named(swap, dom0):
     path = dom0.write("/var/lib/ramboot/swap.json", "{")
     with pytest.raises(CommandExecutionError) as damaged:
