@@ -412,13 +412,15 @@ def once(backend: str) -> dict[str, Any]:
         chosen = mine[0]
         _check_next_entry(path)
     _run([_command("reboot_once"), chosen["path"]], "grub-reboot failed")
-    for path in configs():
-        grubenv = _grubenv(path)
-        if _environment(grubenv).get("next_entry") != chosen["path"]:
-            raise CommandExecutionError(
-                f"grub-reboot reported success, but {grubenv} does not hold "
-                f"next_entry={chosen['path']}"
-            )
+    taken = {grubenv: _takes(grubenv, chosen["path"]) for grubenv in map(_grubenv, configs())}
+    if lacking := [grubenv for grubenv, holds in taken.items() if not holds]:
+        # all or none: which of them GRUB reads depends on how the machine is started
+        for grubenv in filter(taken.get, taken):
+            _run([_command("editenv"), grubenv, "unset", "next_entry"], "grub-editenv failed")
+        raise CommandExecutionError(
+            f"grub-reboot reported success, but {' and '.join(lacking)} does not hold "
+            f"next_entry={chosen['path']}"
+        )
     return chosen
 
 
@@ -794,6 +796,11 @@ def _environment(grubenv: str) -> dict[str, str]:
         return {}
     pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     return dict(pairs)
+
+
+def _takes(grubenv: str, entry: str) -> bool:
+    """Whether the next boot of the GRUB that reads this environment takes the entry."""
+    return _environment(grubenv).get("next_entry") == entry
 
 
 def _check_next_entry(path: str) -> None:
