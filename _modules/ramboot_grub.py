@@ -182,10 +182,7 @@ def dom0_mem() -> dict[str, Any]:
     elif block["verdict"] == "edited":
         fault = _edited(path)
     elif b"\r\n" in text:
-        fault = (
-            f"{path} has CRLF line ends; the shell takes the CR as part of each value. "
-            f"Convert it first: sed -i 's/\\r$//' {path}"
-        )
+        fault = _crlf(path)
     return {"verdict": block["verdict"], "max_mib": block["max_mib"], "fault": fault}
 
 
@@ -563,6 +560,13 @@ def _edited(path: str) -> str:
     )
 
 
+def _crlf(path: str) -> str:
+    return (
+        f"{path} has CRLF line ends; the shell takes the CR as part of each value. "
+        f"Convert it first: sed -i 's/\\r$//' {path}"
+    )
+
+
 def _try_default(path: str, temporary: str, token: str) -> None:
     """Read the new file as grub-mkconfig does.
 
@@ -769,6 +773,9 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         reasons = _refusal(_read(path), _read(temporary), directory, wish)
         if reasons:
             said = [line for line in done["stderr"].splitlines() if line.startswith("ramboot: ")]
+            default = _paths()["grub_default"]
+            if os.path.isfile(default) and b"\r\n" in _read_bytes(default):
+                said.append(_crlf(default))
             raise CommandExecutionError(f"{left}: {'; '.join([*reasons, *said])}")
         if before_rename:
             before_rename(temporary)

@@ -232,6 +232,16 @@ def test_crlf_is_refused(machine):
     assert machine.tree() == was
 
 
+def test_crlf_is_named_where_it_spoils_the_entries(machine):
+    machine.world.write("/etc/default/grub", DEFAULT.replace("\n", "\r\n"))
+    machine.install()
+    was = machine.tree()
+    ret = machine.state.config_current("grub.cfg")
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert "/etc/default/grub has CRLF line ends; " in ret["comment"]
+    assert machine.tree()[CFG] == was[CFG]
+
+
 @pytest.mark.parametrize(
     ("last", "reason"),
     [
