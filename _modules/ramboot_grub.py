@@ -765,7 +765,10 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
     directory = os.path.dirname(path)
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
-    handle, temporary = tempfile.mkstemp(prefix=".ramboot-grub.", suffix=".tmp", dir=directory)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".ramboot-grub.", suffix=".tmp", dir=directory)
+    except OSError as error:
+        raise CommandExecutionError(f"{left}: {error}") from error
     os.close(handle)
     try:
         done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")

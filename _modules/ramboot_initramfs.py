@@ -592,7 +592,8 @@ def _build(kernel: str, image: str, wanted: dict[str, str] | None) -> None:
     except (CommandExecutionError, OSError) as error:
         raise CommandExecutionError(f"kernel {kernel}: {error}; {image} is as it was") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        # its own failure (a read-only /boot) must not hide the reason
+        with contextlib.suppress(OSError):
             os.unlink(new)
 
 

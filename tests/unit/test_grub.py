@@ -404,6 +404,22 @@ def test_the_dry_run_foretells_a_change_of_scope_back(machine):
     assert "ordinary entries: dom0_mem=max:4096M" in change["new"]
 
 
+def test_a_boot_that_is_read_only_is_told_with_the_file_that_stays(machine, monkeypatch):
+    def read_only(**_options):
+        raise OSError(30, "Read-only file system", "/boot/grub2/x")
+
+    machine.install()
+    monkeypatch.setattr(machine.module.tempfile, "mkstemp", read_only)
+    # the record is on the root, which can be written
+    machine.world.salt["ramboot_record.keep"] = lambda _path: {}
+    monkeypatch.setitem(machine.world.salt, "ramboot_record.write", lambda _path, _content: None)
+    ret = machine.state.config_current("grub.cfg")
+    said = (
+        f"{machine.path(CFG)} was left as it is: [Errno 30] Read-only file system: '/boot/grub2/x'"
+    )
+    assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, said)
+
+
 def test_a_second_run_changes_nothing_and_runs_nothing(machine):
     applied(machine)
     machine.commands.clear()
