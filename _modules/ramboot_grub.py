@@ -182,10 +182,7 @@ def dom0_mem() -> dict[str, Any]:
     elif block["verdict"] == "edited":
         fault = _edited(path)
     elif b"\r\n" in text:
-        fault = (
-            f"{path} has CRLF line ends; the shell takes the CR as part of each value. "
-            f"Convert it first: sed -i 's/\\r$//' {path}"
-        )
+        fault = _crlf(path)
     return {"verdict": block["verdict"], "max_mib": block["max_mib"], "fault": fault}
 
 
@@ -387,7 +384,7 @@ def once(backend: str) -> dict[str, Any]:
     """Let the next boot, and only that one, take the newest entry of a backend.
 
     backend
-        zram or tmpfs.
+        zram, tmpfs, image, snapshot or overlay.
 
     Returns the entry as in `entries`. Raises CommandExecutionError when there is no such entry, or
     GRUB could not take the choice or could not clear it again.
@@ -412,13 +409,15 @@ def once(backend: str) -> dict[str, Any]:
         chosen = mine[0]
         _check_next_entry(path)
     _run([_command("reboot_once"), chosen["path"]], "grub-reboot failed")
-    for path in configs():
-        grubenv = _grubenv(path)
-        if _environment(grubenv).get("next_entry") != chosen["path"]:
-            raise CommandExecutionError(
-                f"grub-reboot reported success, but {grubenv} does not hold "
-                f"next_entry={chosen['path']}"
-            )
+    taken = {grubenv: _takes(grubenv, chosen["path"]) for grubenv in map(_grubenv, configs())}
+    if lacking := [grubenv for grubenv, holds in taken.items() if not holds]:
+        # all or none: which of them GRUB reads depends on how the machine is started
+        for grubenv in filter(taken.get, taken):
+            _run([_command("editenv"), grubenv, "unset", "next_entry"], "grub-editenv failed")
+        raise CommandExecutionError(
+            f"grub-reboot reported success, but {' and '.join(lacking)} does not hold "
+            f"next_entry={chosen['path']}"
+        )
     return chosen
 
 
@@ -558,6 +557,13 @@ def _edited(path: str) -> str:
     return (
         f"{path}: the lines from '# ramboot: begin' to '{_END}' are not as ramboot wrote them and "
         f"are left alone; delete them, both marks too, and apply again"
+    )
+
+
+def _crlf(path: str) -> str:
+    return (
+        f"{path} has CRLF line ends; the shell takes the CR as part of each value. "
+        f"Convert it first: sed -i 's/\\r$//' {path}"
     )
 
 
@@ -759,7 +765,10 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
     directory = os.path.dirname(path)
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
-    handle, temporary = tempfile.mkstemp(prefix=".ramboot-grub.", suffix=".tmp", dir=directory)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".ramboot-grub.", suffix=".tmp", dir=directory)
+    except OSError as error:
+        raise CommandExecutionError(f"{left}: {error}") from error
     os.close(handle)
     try:
         done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")
@@ -767,6 +776,9 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         reasons = _refusal(_read(path), _read(temporary), directory, wish)
         if reasons:
             said = [line for line in done["stderr"].splitlines() if line.startswith("ramboot: ")]
+            default = _paths()["grub_default"]
+            if os.path.isfile(default) and b"\r\n" in _read_bytes(default):
+                said.append(_crlf(default))
             raise CommandExecutionError(f"{left}: {'; '.join([*reasons, *said])}")
         if before_rename:
             before_rename(temporary)
@@ -794,6 +806,11 @@ def _environment(grubenv: str) -> dict[str, str]:
         return {}
     pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     return dict(pairs)
+
+
+def _takes(grubenv: str, entry: str) -> bool:
+    """Whether the next boot of the GRUB that reads this environment takes the entry."""
+    return _environment(grubenv).get("next_entry") == entry
 
 
 def _check_next_entry(path: str) -> None:

@@ -15,10 +15,8 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
-import hashlib
 import os
 import re
-import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -594,7 +592,8 @@ def _build(kernel: str, image: str, wanted: dict[str, str] | None) -> None:
     except (CommandExecutionError, OSError) as error:
         raise CommandExecutionError(f"kernel {kernel}: {error}; {image} is as it was") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        # its own failure (a read-only /boot) must not hide the reason
+        with contextlib.suppress(OSError):
             os.unlink(new)
 
 
@@ -668,7 +667,7 @@ def _record(new: str, image: str, had_module: bool) -> bool:
         # kernel-install built it, our module included: undo rebuilds it without
         return False
     __salt__["ramboot_record.keep"](image)
-    __salt__["ramboot_record.intend"](image, _hash(new))
+    __salt__["ramboot_record.intend"](image, __salt__["ramboot_record.look"](new)["sha256"])
     return True
 
 
@@ -773,24 +772,16 @@ def _judge(wanted: Expected, found: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _look(path: str) -> dict[str, Any] | None:
-    """Hash, mode and owner of a regular file; None when there is none."""
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    """Hash, mode and owner (in words) of a regular file; None when there is none."""
+    found = __salt__["ramboot_record.look"](path)
+    if found is None:
         return None
-    if not stat.S_ISREG(info.st_mode):
-        return None
-    root = (info.st_uid, info.st_gid) == (0, 0)
+    owner = (found["uid"], found["gid"])
     return {
-        "sha256": _hash(path),
-        "mode": f"{stat.S_IMODE(info.st_mode):04o}",
-        "owner": "root:root" if root else f"{info.st_uid}:{info.st_gid}",
+        "sha256": found["sha256"],
+        "mode": found["mode"],
+        "owner": "root:root" if owner == (0, 0) else "{}:{}".format(*owner),
     }
-
-
-def _hash(path: str) -> str:
-    with open(path, "rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _key_of(places: dict[str, Any], wanted: Any) -> str:

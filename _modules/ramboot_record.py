@@ -129,6 +129,33 @@ def outcome(path: str) -> dict[str, str]:
     return {"verdict": found, "action": "left", "comment": comment}
 
 
+def look(path: str) -> dict[str, Any] | None:
+    """
+    Hash, mode and owner of a file, recorded or not.
+
+    Returns {"sha256": str, "mode": "0644", "uid": int, "gid": int}; None when there is no regular
+    file (a symbolic link is none).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.look /usr/bin/ramboot
+    """
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        return None
+    return {
+        "sha256": _hash(path),
+        "mode": f"{stat.S_IMODE(info.st_mode):04o}",
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
+
+
 # Actions
 
 
@@ -490,19 +517,11 @@ def _entry(record: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _look(path: str) -> dict[str, Any] | None:
-    """Hash, mode and owner of a regular file; None when there is nothing."""
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not stat.S_ISREG(info.st_mode):
+    """As `look`, but what is no regular file is an error."""
+    found = look(path)
+    if found is None and os.path.lexists(path):
         raise CommandExecutionError(f"{path} is not a regular file and is left alone")
-    return {
-        "sha256": _hash(path),
-        "mode": f"{stat.S_IMODE(info.st_mode):04o}",
-        "uid": info.st_uid,
-        "gid": info.st_gid,
-    }
+    return found
 
 
 def _same(now: dict[str, Any], original: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ before the first change, so that an interrupted run can be undone as well.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -29,13 +30,18 @@ _MASK = "/dev/null"
 def active() -> list[dict[str, Any]]:
     """Return the kernel's list of swaps: `name`, `type`, `size_bytes`, `used_bytes` of each.
 
+    Empty as well where the kernel knows no swap.
+
     CLI Example:
 
     .. code-block:: bash
 
         salt-call --local ramboot_swap.active
     """
-    lines = Path(_paths()["proc_swaps"]).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(_paths()["proc_swaps"]).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
     found = []
     for line in lines[1:]:
         name, kind, size_kib, used_kib, _priority = line.rsplit(maxsplit=4)
@@ -272,11 +278,13 @@ def _device(spec: str) -> str:
 
 
 def _units() -> dict[str, str]:
-    """The swap units that count, name to path: not masked, the first folder wins."""
+    """The swap units that count, name to path: not masked, the first place wins."""
     found: dict[str, str] = {}
-    for folder in _paths()["units"]:
-        for path in sorted(Path(folder).glob("*.swap")):
-            found.setdefault(path.name, str(path))
+    paths = _paths()
+    # those of fstab are not among the generated ones: their lines are marked
+    for pattern in [*(f"{folder}/*.swap" for folder in paths["units"]), *paths["units_generated"]]:
+        for path in sorted(glob.glob(pattern)):
+            found.setdefault(os.path.basename(path), path)
     return {name: path for name, path in found.items() if not _masked(path)}
 
 

@@ -235,8 +235,12 @@ def record_closed(name: str) -> dict[str, Any]:
     """
     ret = _ret(name)
     try:
-        if not __salt__["ramboot_record.closable"]():
-            left = sorted(__salt__["ramboot_record.entries"]())
+        recorded = sorted(__salt__["ramboot_record.entries"]())
+        undone = _undone() if __opts__["test"] else set()
+        left = [path for path in recorded if path not in undone]
+        closing = bool(recorded) or __salt__["ramboot_record.closable"]()
+        # in test mode an earlier state of this run may have said so already
+        if left or not closing or "record" in undone:
             told = f"still recorded: {', '.join(left)}" if left else "there is no record"
             return _done(ret, told)
         ret["changes"] = {"record": {"old": "empty", "new": "removed"}}
@@ -339,6 +343,16 @@ def _pending() -> list[str]:
         if state == "ramboot" and rest.endswith("_|-installed") and result.get("changes"):
             paths.append(result["name"])
     return paths
+
+
+def _undone() -> set[str]:
+    """What states of this run, in test mode, said they would put back or delete."""
+    return {
+        path
+        for tag, result in globals().get("__running__", {}).items()
+        if tag.startswith("ramboot")
+        for path in result.get("changes", {})
+    }
 
 
 def _rebuilt(stale: dict[str, str]) -> dict[str, Any]:

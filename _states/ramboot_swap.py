@@ -20,18 +20,17 @@ def off(name: str) -> dict[str, Any]:
     name
         Any text; shown in the output.
     """
-    todo = __salt__["ramboot_swap.pending"]()
-    changes = _changes(todo, off=True)
-    if not changes:
-        return _result(name, True, {}, "swap is off")
-    if __opts__["test"]:
-        return _result(name, None, changes, "swap would be switched off")
+    changes: dict[str, Any] = {}
     try:
+        changes = _changes(__salt__["ramboot_swap.pending"](), off=True)
+        if not changes:
+            return _result(name, True, {}, "swap is off")
+        if __opts__["test"]:
+            return _result(name, None, changes, "swap would be switched off")
         __salt__["ramboot_swap.switch_off"]()
-    except CommandExecutionError as err:
-        done = _without(changes, _changes(__salt__["ramboot_swap.pending"](), off=True))
-        return _result(name, False, done, str(err))
-    left = _changes(__salt__["ramboot_swap.pending"](), off=True)
+        left = _changes(__salt__["ramboot_swap.pending"](), off=True)
+    except (CommandExecutionError, OSError) as err:
+        return _result(name, False, _done("pending", changes, off=True), str(err))
     if left:
         return _result(name, False, _without(changes, left), f"swap is still there: {left}")
     return _result(name, True, changes, "swap has been switched off")
@@ -43,19 +42,19 @@ def restored(name: str) -> dict[str, Any]:
     name
         Any text; shown in the output.
     """
-    todo = __salt__["ramboot_swap.recorded"]()
-    changes = _changes(todo, off=False)
-    if not changes:
-        return _result(name, True, {}, "swap is as ramboot found it")
-    if __opts__["test"]:
-        comment = _sentences("swap would be restored", todo["changed"])
-        return _result(name, None, changes, comment)
+    changes: dict[str, Any] = {}
     try:
+        todo = __salt__["ramboot_swap.recorded"]()
+        changes = _changes(todo, off=False)
+        if not changes:
+            return _result(name, True, {}, "swap is as ramboot found it")
+        if __opts__["test"]:
+            comment = _sentences("swap would be restored", todo["changed"])
+            return _result(name, None, changes, comment)
         done = __salt__["ramboot_swap.switch_on"]()
-    except CommandExecutionError as err:
-        left = _changes(__salt__["ramboot_swap.recorded"](), off=False)
-        return _result(name, False, _without(changes, left), str(err))
-    after = __salt__["ramboot_swap.recorded"]()
+        after = __salt__["ramboot_swap.recorded"]()
+    except (CommandExecutionError, OSError) as err:
+        return _result(name, False, _done("recorded", changes, off=False), str(err))
     left = _changes({key: after[key] for key in ("fstab", "units", "record")}, off=False)
     if left:
         return _result(name, False, _without(changes, left), f"swap is not restored: {left}")
@@ -82,6 +81,17 @@ def _changes(todo: dict[str, list[str]], off: bool) -> dict[str, dict[str, str]]
 
 def _pair(before: str, after: str, off: bool) -> dict[str, str]:
     return {"old": before, "new": after} if off else {"old": after, "new": before}
+
+
+def _done(question: str, changes: dict[str, Any], off: bool) -> dict[str, Any]:
+    """Of what was to be changed, what is; nothing where that can't be told."""
+    if not changes:
+        return {}
+    try:
+        left = _changes(__salt__[f"ramboot_swap.{question}"](), off=off)
+    except (CommandExecutionError, OSError):
+        return {}
+    return _without(changes, left)
 
 
 def _without(changes: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:

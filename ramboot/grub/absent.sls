@@ -25,3 +25,10 @@ ramboot-grub-config-absent:
     - require:
       - ramboot_grub: ramboot-grub-dom0-mem-absent
       - ramboot: ramboot-grub-wrapper-absent
+
+ramboot-grub-record-closed:
+  ramboot.record_closed:
+    - name: the record of originals
+    - require:
+      - ramboot: ramboot-grub-conf-absent
+      - ramboot_grub: ramboot-grub-config-absent

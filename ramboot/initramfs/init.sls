@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # dracut module and its configuration; then every kernel's initramfs that lacks them is rebuilt.
-# Pillar: ramboot:boot, zram, tmpfs, memory, copy, swap.   qubesctl state.apply ramboot.initramfs
+# Pillar: ramboot:boot, zram, tmpfs, snapshot, image, memory, copy, swap.
+#   qubesctl state.apply ramboot.initramfs
 
 {%- from "ramboot/map.jinja" import paths with context %}
 {%- import_text "ramboot/initramfs/files/50ramboot/manifest" as manifest %}

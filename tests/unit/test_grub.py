@@ -232,6 +232,16 @@ def test_crlf_is_refused(machine):
     assert machine.tree() == was
 
 
+def test_crlf_is_named_where_it_spoils_the_entries(machine):
+    machine.world.write("/etc/default/grub", DEFAULT.replace("\n", "\r\n"))
+    machine.install()
+    was = machine.tree()
+    ret = machine.state.config_current("grub.cfg")
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert "/etc/default/grub has CRLF line ends; " in ret["comment"]
+    assert machine.tree()[CFG] == was[CFG]
+
+
 @pytest.mark.parametrize(
     ("last", "reason"),
     [
@@ -392,6 +402,22 @@ def test_the_dry_run_foretells_a_change_of_scope_back(machine):
     change = done["changes"][str(machine.path(CFG))]
     assert "ordinary entries: dom0_mem=max:10240M" in change["old"]
     assert "ordinary entries: dom0_mem=max:4096M" in change["new"]
+
+
+def test_a_boot_that_is_read_only_is_told_with_the_file_that_stays(machine, monkeypatch):
+    def read_only(**_options):
+        raise OSError(30, "Read-only file system", "/boot/grub2/x")
+
+    machine.install()
+    monkeypatch.setattr(machine.module.tempfile, "mkstemp", read_only)
+    # the record is on the root, which can be written
+    machine.world.salt["ramboot_record.keep"] = lambda _path: {}
+    monkeypatch.setitem(machine.world.salt, "ramboot_record.write", lambda _path, _content: None)
+    ret = machine.state.config_current("grub.cfg")
+    said = (
+        f"{machine.path(CFG)} was left as it is: [Errno 30] Read-only file system: '/boot/grub2/x'"
+    )
+    assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, said)
 
 
 def test_a_second_run_changes_nothing_and_runs_nothing(machine):
@@ -828,5 +854,8 @@ def test_once_with_two_grub_cfg_needs_both_environments(machine):
     machine.world.write(EFI, machine.read(CFG))
     applied(machine)
     machine.world.write("/boot/efi/EFI/qubes/grubenv", GRUBENV.ljust(1024, "#"))
+    machine.command("grub2-editenv", '#!/bin/sh\n[ "$2 $3" = "unset next_entry" ] && : >"$1"\n')
     with pytest.raises(CommandExecutionError, match="EFI/qubes/grubenv does not hold next_entry"):
         machine.module.once("zram")
+    # the next boot stays as it was, whichever of them starts the machine
+    assert "next_entry" not in machine.read("/boot/grub2/grubenv")

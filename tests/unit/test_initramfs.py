@@ -312,6 +312,21 @@ def test_a_failed_build_leaves_the_old_image_and_says_why(machine, initramfs, fa
     assert machine.world.salt["ramboot_record.entries"]() == {}
 
 
+def test_a_boot_that_is_read_only_does_not_hide_what_failed(machine, initramfs, monkeypatch):
+    machine.module()
+    machine.dracut_fault = fails
+    unlink = os.unlink
+
+    def read_only(path, **options):
+        if str(path).endswith(".tmp"):
+            raise OSError(30, "Read-only file system", path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(initramfs.os, "unlink", read_only)
+    with pytest.raises(CommandExecutionError, match=r"^kernel 6\.12\.0: .*; .* is as it was; "):
+        initramfs.rebuild(kernel="6.12.0")
+
+
 def test_a_failure_names_what_had_been_rebuilt_before_it(machine, initramfs):
     machine.module()
     machine.dracut_fault = lambda _content, target: fails(0, 0) if "6.12" in target.name else None

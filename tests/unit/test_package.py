@@ -62,10 +62,22 @@ def test_its_version_is_the_formulas(package) -> None:
     assert version == str(formula["version"])
 
 
-@pytest.mark.parametrize("applied", ["usr/lib/dracut/modules.d/50ramboot", None])
+@pytest.mark.parametrize(
+    "applied",
+    [
+        "usr/lib/dracut/modules.d/50ramboot",
+        "var/lib/ramboot/image",
+        # menu entries, swap or the command alone
+        "var/lib/ramboot/record.json",
+        "var/lib/ramboot/swap.json",
+        None,
+    ],
+)
 @pytest.mark.parametrize("left", [0, 1])
 def test_it_does_not_go_while_ramboot_is_applied(package, tmp_path, applied, left) -> None:
     """`left`: how many versions of the package stay; an update is no removal."""
+    # what absent leaves of a file that the user changed
+    (tmp_path / "var/lib/ramboot/left").mkdir(parents=True)
     if applied:
         (tmp_path / applied).mkdir(parents=True)
     script = run("rpm", "-qp", "--qf", "%{PREUN}", package)

@@ -44,6 +44,23 @@ def tree(world):
     }
 
 
+def test_look_sees_regular_files_alone(world, record):
+    path = world.write("/etc/ours", "x", mode=0o640)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    info = path.stat()
+    assert record.look(str(path)) == {
+        "sha256": sha("x"),
+        "mode": "0640",
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
+    for other in (link, path.parent, path / "below", path.with_name("none")):
+        assert record.look(str(other)) is None
+    with pytest.raises(CommandExecutionError, match="is not a regular file and is left alone"):
+        record.keep(str(link))
+
+
 def test_a_changed_file_comes_back_with_bytes_mode_and_owner(world, record):
     path = world.write("/etc/default/grub", b"old\xff\r\n", mode=0o640)
     if os.geteuid() == 0:

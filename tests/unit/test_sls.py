@@ -332,3 +332,19 @@ def test_swap_off_again_and_back_by_the_pillar(minion):
 
 
 RECORD = "var/lib/ramboot/record.json"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files become root's: run as root")
+def test_menu_entries_alone_come_and_go_with_their_record(minion):
+    minion.write("boot/grub2/grub.cfg", "")
+    before = minion.tree()
+    try:
+        nothing = {"grub": {"entries": [], "dom0_mem_max_mib": "keep"}}
+        made = minion.apply("ramboot.grub", pillar=nothing)
+        assert all(value["result"] is True for value in made.values()), made
+        assert {"etc/grub.d/21_ramboot", RECORD} <= set(minion.tree())
+        gone = minion.apply("ramboot.grub.absent")
+        assert all(value["result"] is True for value in gone.values()), gone
+        assert minion.tree() == before
+    finally:
+        (minion.root / "boot/grub2/grub.cfg").unlink()

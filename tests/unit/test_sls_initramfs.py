@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="files become root's: run as root"),
 ]
 
+UNDO = "ramboot.session.absent,ramboot.initramfs.absent,ramboot.swap.absent"
 KERNELS = ("6.1.0", "6.12.0")
 
 DRACUT = r"""#!/usr/bin/python3
@@ -162,12 +163,17 @@ def test_apply_and_absent_and_the_tree_is_what_it_was(minion):
     assert tree(minion) == applied
     assert len(runs(minion)) == 2
 
-    planned = minion.apply("ramboot.session.absent,ramboot.initramfs.absent", "test=True")
+    planned = minion.apply(UNDO, "test=True")
     assert failed(planned) == {}
     assert tree(minion) == applied
+    # the last one alone, and not those of others that come after it
+    assert [key for key in changed(planned) if key.endswith("closed")] == [
+        "ramboot-initramfs-record-closed"
+    ]
     # a pillar that is not valid is no obstacle to going back
-    gone = minion.apply("ramboot.session.absent,ramboot.initramfs.absent", pillar={"bad": 1})
+    gone = minion.apply(UNDO, pillar={"bad": 1})
     assert failed(gone) == {}
+    assert changed(gone) == changed(planned), "what was planned is what was done"
     assert tree(minion) == before
     again = minion.apply("ramboot.session.absent,ramboot.initramfs.absent")
     assert (failed(again), changed(again)) == ({}, [])

@@ -471,11 +471,60 @@ def test_a_write_that_fails_leaves_fstab_whole(swap, dom0, monkeypatch):
     assert sorted(os.listdir(dom0.root / "etc")) == ["fstab", "systemd"]
 
 
+def test_swap_of_a_generator_stays_off_too(swap, state, world):
+    """A drop-in of zram-generator outranks its main file; GPT's types need no file at all."""
+    for unit in ("generator/dev-zram0.swap", "generator.late/dev-sda2.swap"):
+        world.write(f"/run/systemd/{unit}", "[Swap]\nWhat=/dev/x\n")
+    world.write("/run/systemd/generator/dev-sda3.swap", "[Swap]\nWhat=/dev/sda3\n")  # of fstab
+    world.write("/usr/local/lib/systemd/system/local.swap", UNIT)
+    before = tree(world)
+    assert state.off(NAME)["result"] is True
+    own = world.root / "etc/systemd/system"
+    assert {path.name: os.readlink(path) for path in own.iterdir()} == dict.fromkeys(
+        ("dev-zram0.swap", "dev-sda2.swap", "local.swap"), "/dev/null"
+    )
+    assert swap.configured() == []
+    assert state.restored(NAME)["result"] is True
+    assert tree(world) == before
+
+
 def test_a_damaged_record_is_named(swap, dom0):
     path = dom0.write("/var/lib/ramboot/swap.json", "{")
     with pytest.raises(CommandExecutionError) as damaged:
         swap.recorded()
     assert str(damaged.value).startswith(f"{path} is damaged: ")
+
+
+def test_a_damaged_record_fails_the_states_in_one_sentence(state, dom0):
+    path = dom0.write("/var/lib/ramboot/swap.json", "{")
+    for ret in (state.off(NAME), state.restored(NAME)):
+        assert (ret["result"], ret["changes"]) == (False, {})
+        assert ret["comment"].startswith(f"{path} is damaged: ")
+
+
+def test_an_fstab_that_cannot_be_written_fails_the_states_in_one_sentence(state, dom0, monkeypatch):
+    write = dom0.salt["ramboot_record.replace"]
+
+    def immutable(path, *_arguments, **_options):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setitem(dom0.salt, "ramboot_record.replace", immutable)
+    ret = state.off(NAME)
+    said = f"[Errno 1] Operation not permitted: '{dom0.root}/etc/fstab'"
+    assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, said)
+    assert text(dom0, "/etc/fstab") == FSTAB
+
+    monkeypatch.setitem(dom0.salt, "ramboot_record.replace", write)
+    assert state.off(NAME)["result"] is True
+    monkeypatch.setitem(dom0.salt, "ramboot_record.replace", immutable)
+    ret = state.restored(NAME)
+    assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, said)
+
+
+def test_a_kernel_without_swap_has_none(swap, state, world):
+    (world.root / "proc/swaps").unlink()
+    assert swap.active() == []
+    assert state.off(NAME)["result"] is True
 
 
 def test_the_record_is_written_before_the_first_change(swap, dom0, monkeypatch):
