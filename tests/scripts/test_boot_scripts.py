@@ -754,8 +754,17 @@ def test_the_links_lead_to_the_layer_and_udev_leaves_the_disk_alone(
         ' ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"\n'
     )
     assert (tmp_path / "udev").read_text().startswith("control --reload\n")
-    shell("udevadm() { :; }\nlayer_gives_back")
-    assert not (tmp_path / "run/udev/rules.d/11-ramboot-layer.rules").exists()
+    shell(
+        LAYERED + "udevadm() { :; }\nlayer_gives_back",
+        SWAP="session",
+        BACKEND="snapshot",
+        KIND="device",
+    )
+    # udev would keep them
+    assert (tmp_path / "run/udev/rules.d/11-ramboot-layer.rules").read_text() == (
+        'SUBSYSTEM=="block", KERNEL=="dm-0", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="",'
+        ' ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}=""\n'
+    )
 
 
 def test_the_systems_lvm_must_see_nothing_where_the_root_is_on_none(shell: Shell) -> None:

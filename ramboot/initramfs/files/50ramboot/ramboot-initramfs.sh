@@ -328,11 +328,11 @@ take_back() {
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
     seal_down
     if [ -e "$RUN/layer" ] || [ -e "$RUN/layer-kept" ]; then
-        layer_gives_back
+        layer_gives_back || warn "$reason"
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES" "$LAYER_RULES"
 }
 
 # volumes_back: at pre-mount nobody scans for volumes any more.

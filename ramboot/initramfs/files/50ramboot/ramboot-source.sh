@@ -295,13 +295,7 @@ layer_stays() {
 # nobody may use is not offered to qubes either (linux-utils, udev/udev-qubes-block.rules).
 layer_takes_links() {
     local device
-    mkdir -p "${LAYER_RULES%/*}" && printf '%s, ENV{%s}="1", ENV{%s}="1"\n' \
-        "SUBSYSTEM==\"block\", KERNEL==\"$(kernel_name "$SOURCE_DISK")\"" \
-        DM_UDEV_DISABLE_DISK_RULES_FLAG UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG > "$LAYER_RULES" || {
-        reason="udev could not be told of the layer"
-        return 1
-    }
-    udevadm control --reload
+    layer_rules 1 || return 1
     # first the one that gives them up: systemd knows a link by the device that had it first
     for device in "$SOURCE_DISK" "/dev/mapper/$LAYER"; do
         udevadm trigger --action=change "$(readlink -f "$device")" 2> /dev/null || :
@@ -320,12 +314,22 @@ layer_has_links() {
     }
 }
 
-# layer_gives_back: links and LVM are the disk's again.
+# layer_rules VALUE: of the flags that keep udev off the disk below the layer.
+layer_rules() {
+    mkdir -p "${LAYER_RULES%/*}" && printf '%s, ENV{%s}="%s", ENV{%s}="%s"\n' \
+        "SUBSYSTEM==\"block\", KERNEL==\"$(kernel_name "$SOURCE_DISK")\"" \
+        DM_UDEV_DISABLE_DISK_RULES_FLAG "$1" UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG "$1" \
+        > "$LAYER_RULES" && udevadm control --reload || {
+        reason="udev could not be told of ramboot's layer"
+        return 1
+    }
+}
+
+# layer_gives_back: from the next event on links and LVM are the disk's again. 10-dm.rules takes the
+# flags of the last event over; they have to be emptied.
 layer_gives_back() {
     rm -f /etc/lvm/lvmlocal.conf
-    [ -e "$LAYER_RULES" ] || return 0
-    rm -f "$LAYER_RULES"
-    udevadm control --reload
+    [ ! -e "$LAYER_RULES" ] || layer_rules ''
 }
 
 # layer_holds_root: no volume of the disk may be reached except through the layer.
