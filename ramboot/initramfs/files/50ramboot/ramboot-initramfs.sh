@@ -332,7 +332,9 @@ take_back() {
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES" "$LAYER_RULES"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES"
+    # shellcheck disable=SC2086 # a list
+    rm -f $LAYER_RULES
 }
 
 # volumes_back: at pre-mount nobody scans for volumes any more.

@@ -15,9 +15,10 @@ LAYER_CHUNK=128
 # More arguments for dm-snapshot, their number first.
 LAYER_OPTIONS=
 LAYER_ALGORITHM=
-# For a root that lies on no LVM: keeps udev off the disk below the layer, here and in the session.
-# Before 13-dm-disk.rules, so that it holds for a LUKS mapping too.
-LAYER_RULES=$P/run/udev/rules.d/11-ramboot-layer.rules
+# For a root that lies on no LVM: keep udev off the disk below the layer, here and in the session.
+# Both between lvm2's 10-dm.rules and 13-dm-disk.rules, which Debian calls 55-dm.rules and
+# 60-persistent-storage-dm.rules, for the disk may be a LUKS mapping.
+LAYER_RULES="$P/run/udev/rules.d/11-ramboot-layer.rules $P/run/udev/rules.d/59-ramboot-layer.rules"
 
 # --- which device ---------------------------------------------------------------------------
 
@@ -316,20 +317,23 @@ layer_has_links() {
 
 # layer_rules VALUE: of the flags that keep udev off the disk below the layer.
 layer_rules() {
-    mkdir -p "${LAYER_RULES%/*}" && printf '%s, ENV{%s}="%s", ENV{%s}="%s"\n' \
-        "SUBSYSTEM==\"block\", KERNEL==\"$(kernel_name "$SOURCE_DISK")\"" \
-        DM_UDEV_DISABLE_DISK_RULES_FLAG "$1" UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG "$1" \
-        > "$LAYER_RULES" && udevadm control --reload || {
-        reason="udev could not be told of ramboot's layer"
-        return 1
-    }
+    local file
+    for file in $LAYER_RULES; do
+        mkdir -p "${file%/*}" && printf '%s, ENV{%s}="%s", ENV{%s}="%s"\n' \
+            "SUBSYSTEM==\"block\", KERNEL==\"$(kernel_name "$SOURCE_DISK")\"" \
+            DM_UDEV_DISABLE_DISK_RULES_FLAG "$1" UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG "$1" > "$file" || {
+            reason="udev could not be told of ramboot's layer"
+            return 1
+        }
+    done
+    udevadm control --reload
 }
 
 # layer_gives_back: from the next event on links and LVM are the disk's again. 10-dm.rules takes the
 # flags of the last event over; they have to be emptied.
 layer_gives_back() {
     rm -f /etc/lvm/lvmlocal.conf
-    [ ! -e "$LAYER_RULES" ] || layer_rules ''
+    [ ! -e "${LAYER_RULES%% *}" ] || layer_rules ''
 }
 
 # layer_holds_root: no volume of the disk may be reached except through the layer.
