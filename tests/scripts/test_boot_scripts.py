@@ -733,37 +733,40 @@ def test_a_disk_has_a_name_of_its_own(shell: Shell, tmp_path: Path) -> None:
     assert done.stdout.split() == ["/dev/vda2", "/dev/mapper/luks-1"]
 
 
-@pytest.mark.parametrize(("leads", "said"), [("dm-9", "good"), ("dm-0", "does not lead to")])
+@pytest.mark.parametrize(
+    ("leads", "root", "said"),
+    [
+        ("dm-9", "UUID=root", "good"),
+        ("dm-0", "UUID=root", "/root does not lead to ramboot's layer"),
+        ("dm-9", "PARTUUID=1", "root=PARTUUID=1 can't be found on ramboot's layer"),
+    ],
+)
 def test_the_links_lead_to_the_layer_and_udev_leaves_the_disk_alone(
-    shell: Shell, tmp_path: Path, leads: str, said: str
+    shell: Shell, tmp_path: Path, leads: str, root: str, said: str
 ) -> None:
     devices(tmp_path)
+    (tmp_path / "dev/dm-9").touch()
     link = tmp_path / "dev/disk/by-uuid/root"
     link.unlink()
     link.symlink_to(f"../../{leads}")
+    names = {"SWAP": "session", "BACKEND": "snapshot", "KIND": "device"}
     done = shell(
-        LAYERED + 'udevadm() { echo "$*" >> "$P/udev"; }\n'
+        LAYERED + 'udevadm() { echo "$*" >> "$P/udev"; }\nROOT_SPEC=$ROOT\n'
         'layer_takes_links && printf good || printf "%s" "$reason"',
-        SWAP="session",
-        BACKEND="snapshot",
-        KIND="device",
+        ROOT=root,
+        **names,
     )
-    assert said in done.stdout
-    rules = (
+    assert said in done.stdout, done.stdout + done.stderr
+    flags = (
         'SUBSYSTEM=="block", KERNEL=="dm-0", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1",'
-        ' ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"\n'
+        ' ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"'
     )
     files = [tmp_path / f"run/udev/rules.d/{number}-ramboot-layer.rules" for number in (11, 59)]
-    assert [file.read_text() for file in files] == [rules, rules]
+    assert [file.read_text() for file in files] == [f'{flags}, ENV{{ID_FS_USAGE}}="other"\n'] * 2
     assert (tmp_path / "udev").read_text().startswith("control --reload\n")
-    shell(
-        LAYERED + "udevadm() { :; }\nlayer_gives_back",
-        SWAP="session",
-        BACKEND="snapshot",
-        KIND="device",
-    )
+    shell(LAYERED + "udevadm() { :; }\nlayer_gives_back", **names)
     # udev would keep them
-    assert [file.read_text() for file in files] == [rules.replace('"1"', '""')] * 2
+    assert [file.read_text() for file in files] == [flags.replace('"1"', '""') + "\n"] * 2
 
 
 def test_the_systems_lvm_must_see_nothing_where_the_root_is_on_none(shell: Shell) -> None:

@@ -305,7 +305,8 @@ layer_takes_links() {
     layer_has_links
 }
 
-# layer_has_links: that they lead to the layer.
+# layer_has_links: that they lead to the layer, and what root= names, for which dracut and systemd
+# wait, is still there: no layer has a link by PARTUUID.
 layer_has_links() {
     local link
     link=$P/dev/disk/by-uuid/$(blkid -p -o value -s UUID "/dev/mapper/$LAYER")
@@ -313,15 +314,21 @@ layer_has_links() {
         reason="$link does not lead to ramboot's layer"
         return 1
     }
+    [ -e "$(root_device "$ROOT_SPEC")" ] || {
+        reason="root=$ROOT_SPEC can't be found on ramboot's layer; root= by UUID can"
+        return 1
+    }
 }
 
-# layer_rules VALUE: of the flags that keep udev off the disk below the layer.
+# layer_rules VALUE: of the flags that keep udev off the disk below the layer. With some ID_FS_USAGE an
+# opened LUKS device stays ready for systemd, which may wait for it by its name (99-systemd.rules).
 layer_rules() {
     local file
     for file in $LAYER_RULES; do
-        mkdir -p "${file%/*}" && printf '%s, ENV{%s}="%s", ENV{%s}="%s"\n' \
+        mkdir -p "${file%/*}" && printf '%s, ENV{%s}="%s", ENV{%s}="%s"%s\n' \
             "SUBSYSTEM==\"block\", KERNEL==\"$(kernel_name "$SOURCE_DISK")\"" \
-            DM_UDEV_DISABLE_DISK_RULES_FLAG "$1" UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG "$1" > "$file" || {
+            DM_UDEV_DISABLE_DISK_RULES_FLAG "$1" UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG "$1" \
+            "${1:+, ENV{ID_FS_USAGE\}=\"other\"}" > "$file" || {
             reason="udev could not be told of ramboot's layer"
             return 1
         }
