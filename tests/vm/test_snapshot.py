@@ -80,10 +80,11 @@ def test_a_write_protected_disk_boots(machine: MachineMaker) -> None:
     work_like_qubes(dom0)
 
 
-def test_a_root_on_btrfs_lies_on_the_layer_itself(machine: MachineMaker) -> None:
+@pytest.mark.parametrize("root", ["", f"root={LUKS}"], ids=["by-uuid", "by-name"])
+def test_a_root_on_btrfs_lies_on_the_layer_itself(machine: MachineMaker, root: str) -> None:
     dom0 = machine(build.base("luks-btrfs"))
     # this initramfs has no crypttab
-    dom0.start_direct("ramboot=snapshot rd.luks.options=discard", initrd=build.initramfs())
+    dom0.start_direct(f"ramboot=snapshot rd.luks.options=discard {root}", initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()
     told = status(dom0)
