@@ -21,6 +21,10 @@ _LSBLK = ["lsblk", "--json", "--inverse", "--paths", "--output", "NAME,TYPE,FSTY
 
 # lsblk's TYPE of layers that we can tell apart; anything else is refused under its own name.
 _DISK = {"disk", "part"}
+# All of Qubes' pools in dom0's file system are here by default.
+QUBES = "/var/lib/qubes"
+# device-mapper doubles the hyphens of either name (lvm2: libdm, dm_build_dm_name).
+_VOLUME = re.compile(r"/dev/mapper/((?:[^-]|--)+)-(?!-)")
 _RAM_DISK = re.compile(r"z?ram\d+")
 
 
@@ -46,9 +50,9 @@ def faults() -> list[str]:
         return [*found, f"the layout of / cannot be read: {err}"]
     found += filter(None, [_root_fault(layout, known["roots"])])
     if not in_pillar:
-        found += filter(
-            None, [_policy_fault(layout, __salt__["ramboot_config.load"]()["boot"]["disk"])]
-        )
+        settings = __salt__["ramboot_config.load"]()
+        found += filter(None, [_policy_fault(layout, settings["boot"]["disk"])])
+        found += _backend_faults(layout, settings)
     found += _elsewhere(layout, known["mounts"])
     if not in_pillar and __salt__["ramboot_image.asked"]():
         found += __salt__["ramboot_image.impediments"](layout)
@@ -212,6 +216,36 @@ def _policy_fault(layout: dict[str, Any], disk: str) -> str | None:
         "ramboot:boot:disk: 'readonly' seals the disk under LVM, and / is"
         f" {layout['fstype']} on {layout['kind']}; allowed: attached or detached"
     )
+
+
+def _backend_faults(layout: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What a backend that the pillar names can't do with this layout, though others can."""
+    boot = settings["boot"]
+    asked = {boot["mode"], boot["backend"], *settings["grub"]["entries"]}
+    found = []
+    for mount in layout["mounts"]:
+        target, source = mount["target"], mount["source"] or ""
+        if target == "/" or not source.startswith("/dev/"):
+            continue
+        if "overlay" in asked and layout["fstype"] == "btrfs" and source == layout["source"]:
+            found.append(
+                "the backend overlay needs all of / in one btrfs subvolume, and"
+                f" {target} is {mount['fsroot']} of it"
+            )
+        if "snapshot" in asked and _below(target, QUBES) and not _with_root(layout, source):
+            found.append(
+                f"the backend snapshot would not cover {target}, which is on {source}: qubes would"
+                " go on writing to it"
+            )
+    return found
+
+
+def _with_root(layout: dict[str, Any], source: str) -> bool:
+    """Whether a device lies on the same opened disk as /: as itself, or in its volume group."""
+    if source == layout["source"] or layout["kind"] == "partition":
+        return source == layout["source"]
+    group, other = _VOLUME.match(layout["source"]), _VOLUME.match(source)
+    return group is not None and other is not None and group[1] == other[1]
 
 
 def _elsewhere(layout: dict[str, Any], rule: dict[str, list[str]]) -> list[str]:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pty
+import struct
 import subprocess
 import threading
 import time
@@ -438,11 +439,114 @@ def test_a_system_directory_on_another_volume_is_refused(
     shell: Shell, tmp_path: Path, target: str
 ) -> None:
     root = a_root(tmp_path)
-    (root / "etc/fstab").write_text(f"UUID=9 {target} ext4 defaults 0 2\n")
+    # the last line may lack its end
+    (root / "etc/fstab").write_text(f"UUID=9 {target} ext4 defaults 0 2")
     done = shell('root_check "$P/root" || printf "%s" "$reason"')
     assert done.stdout == (
         f"{target} is on a volume of its own, which a RAM session would go on writing"
     )
+
+
+# The disk is dm-0, the layer on it dm-9, and dm-10 a volume in the layer.
+LAYERED = """
+kernel_name() {
+    case $1 in /dev/mapper/ramboot-layer) printf dm-9; return ;; esac
+    readlink -f "$1" | sed 's|.*/||'
+}
+CONF_swap=$SWAP SOURCE_DISK=$P/dev/dm-0 ST_FSTYPE=btrfs ST_BACKEND=$BACKEND ROOT_KIND=$KIND
+blkid() { printf '%s' "${UUID:-root}"; }
+getarg() { printf UUID=root; }
+"""
+
+
+def devices(tmp_path: Path) -> None:
+    links = {"root": "dm-0", "boot": "vda1", "swap": "vda3", "data": "sdb1", "in": "dm-10"}
+    (tmp_path / "dev/disk/by-uuid").mkdir(parents=True)
+    for uuid, name in links.items():
+        (tmp_path / "dev" / name).touch()
+        (tmp_path / "dev/disk/by-uuid" / uuid).symlink_to(f"../../{name}")
+    (tmp_path / "sys/class/block/dm-10/slaves/dm-9").mkdir(parents=True)
+
+
+def rewritten(shell: Shell, tmp_path: Path, fstab: str, **names: str) -> list[str]:
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/fstab").write_text(fstab)
+    prepare = LAYERED + 'root_prepare "$P/root" && printf done || printf "%s" "$reason"'
+    done = shell(prepare, **names)
+    assert done.stdout == "done", done.stdout + done.stderr
+    return [line for line in (root / "etc/fstab").read_text().splitlines() if line[0] != "#"]
+
+
+def test_a_root_on_the_layer_itself_is_mounted_from_it_and_nothing_beside_it(
+    shell: Shell, tmp_path: Path
+) -> None:
+    fstab = (
+        "UUID=root / btrfs subvol=root,compress=zstd 0 1\n"
+        "UUID=boot /boot ext4 defaults 1 2\n"
+        "/dev/dm-0 /home btrfs subvol=home 0 0\n"
+        "UUID=data /data ext4 defaults 0 2\n"
+        "UUID=swap none swap defaults 0 0\n"
+        "tmpfs /tmp tmpfs size=1G 0 0\n"
+        "UUID=data /more ext4 defaults 0 2"
+    )
+    names = {"SWAP": "session", "BACKEND": "snapshot", "KIND": "device"}
+    assert rewritten(shell, tmp_path, fstab, **names) == [
+        "/dev/mapper/ramboot-layer / btrfs subvol=root,compress=zstd 0 0",
+        "UUID=boot /boot ext4 defaults,noauto,nofail 1 0",
+        "/dev/mapper/ramboot-layer /home btrfs subvol=home 0 0",
+        "UUID=data /data ext4 defaults,nofail,noauto 0 0",
+        "tmpfs /tmp tmpfs size=1G 0 0",
+        "UUID=data /more ext4 defaults,nofail,noauto 0 0",
+    ]
+
+
+def test_with_lvm_on_the_layer_only_what_is_beside_it_stays_out(
+    shell: Shell, tmp_path: Path
+) -> None:
+    fstab = (
+        "/dev/mapper/qubes_dom0-root / btrfs subvol=root 0 1\n"
+        "UUID=in /home btrfs subvol=home 0 0\n"
+        "UUID=in /pool xfs defaults 0 2\n"
+        "/dev/mapper/qubes_dom0-later /more xfs defaults 0 2\n"
+        "UUID=data /data ext4 defaults 0 2\n"
+        "/dev/mapper/qubes_dom0-swap none swap defaults 0 0\n"
+        "UUID=swap none swap defaults 0 0\n"
+    )
+    names = {"SWAP": "keep", "BACKEND": "snapshot", "KIND": "lvm", "UUID": "in"}
+    assert rewritten(shell, tmp_path, fstab, **names) == [
+        "/dev/mapper/qubes_dom0-root / btrfs subvol=root 0 1",
+        "UUID=in /home btrfs subvol=home,nofail 0 0",
+        "UUID=in /pool xfs defaults,nofail 0 0",
+        "/dev/mapper/qubes_dom0-later /more xfs defaults,nofail 0 0",
+        "UUID=data /data ext4 defaults,nofail,noauto 0 0",
+        "/dev/mapper/qubes_dom0-swap none swap defaults,nofail 0 0",
+    ]
+    # encrypted swap is a partition's
+    assert "\nswap " not in (tmp_path / "root/etc/crypttab").read_text()
+
+
+@pytest.mark.parametrize(
+    ("backend", "spec", "refused"),
+    [("snapshot", "data", True), ("snapshot", "in", False), ("zram", "data", False)],
+)
+def test_a_snapshot_without_the_qubes_is_refused(
+    shell: Shell, tmp_path: Path, backend: str, spec: str, refused: bool
+) -> None:
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/fstab").write_text(f"UUID={spec} /var/lib/qubes xfs defaults 0 2\n")
+    done = shell(
+        LAYERED + 'root_check "$P/root" && printf good || printf "%s" "$reason"',
+        SWAP="session",
+        BACKEND=backend,
+        KIND="lvm",
+    )
+    said = (
+        "/var/lib/qubes is on UUID=data, which ramboot's layer does not cover: qubes would go on"
+        " writing there"
+    )
+    assert done.stdout == (said if refused else "good")
 
 
 # --- copies ----------------------------------------------------------------------------------
@@ -676,6 +780,164 @@ def test_the_store_is_not_larger_than_the_disk(shell: Shell, tmp_path: Path) -> 
     assert done.stdout.strip() == str(6144 + 1)
 
 
+def test_a_root_on_the_disk_itself_asks_no_lvm_for_the_chunk(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 4194304 kB\n")
+    config(tmp_path)
+    plan = (
+        "blockdev() { printf 6442450944; }\nlvm() { touch $P/asked; printf 512; }\n"
+        'getargs() { printf \'%s\' "$VOLUMES"; }\ntimeout() { shift 3; "$@"; }\n'
+        "read_config; ROOT_KIND=device ROOT_SPEC=UUID=1\n"
+        'snapshot_plan && echo "$LAYER_CHUNK" || printf "%s" "$reason"'
+    )
+    assert shell(plan, VOLUMES="").stdout.strip() == "128"
+    assert not (tmp_path / "asked").exists()
+    # which would be activated from the disk
+    assert shell(plan, VOLUMES="vg/swap").stdout.startswith("the kernel line asks for LVM volumes")
+
+
+def test_a_disk_has_a_name_of_its_own(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "dev/disk/by-uuid").mkdir(parents=True)
+    for uuid, name in (("1", "vda2"), ("2", "dm-0")):
+        (tmp_path / "dev" / name).touch()
+        (tmp_path / "dev/disk/by-uuid" / uuid).symlink_to(f"../../{name}")
+    (tmp_path / "sys/class/block/dm-0/dm").mkdir(parents=True)
+    (tmp_path / "sys/class/block/dm-0/dm/name").write_text("luks-1\n")
+    done = shell('for i in 1 2; do own_name "$P/dev/disk/by-uuid/$i"; echo; done')
+    assert done.stdout.split() == ["/dev/vda2", "/dev/mapper/luks-1"]
+
+
+@pytest.mark.parametrize(
+    ("leads", "root", "said"),
+    [
+        ("dm-9", "UUID=root", "good"),
+        ("dm-0", "UUID=root", "/root does not lead to ramboot's layer"),
+        ("dm-9", "PARTUUID=1", "root=PARTUUID=1 can't be found on ramboot's layer"),
+    ],
+)
+def test_the_links_lead_to_the_layer_and_udev_leaves_the_disk_alone(
+    shell: Shell, tmp_path: Path, leads: str, root: str, said: str
+) -> None:
+    devices(tmp_path)
+    (tmp_path / "dev/dm-9").touch()
+    link = tmp_path / "dev/disk/by-uuid/root"
+    link.unlink()
+    link.symlink_to(f"../../{leads}")
+    names = {"SWAP": "session", "BACKEND": "snapshot", "KIND": "device"}
+    done = shell(
+        LAYERED + 'udevadm() { echo "$*" >> "$P/udev"; }\nROOT_SPEC=$ROOT\n'
+        'layer_takes_links && printf good || printf "%s" "$reason"',
+        ROOT=root,
+        **names,
+    )
+    assert said in done.stdout, done.stdout + done.stderr
+    flags = (
+        'SUBSYSTEM=="block", KERNEL=="dm-0", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1",'
+        ' ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"'
+    )
+    files = [tmp_path / f"run/udev/rules.d/{number}-ramboot-layer.rules" for number in (11, 59)]
+    assert [file.read_text() for file in files] == [f'{flags}, ENV{{ID_FS_USAGE}}="other"\n'] * 2
+    assert (tmp_path / "udev").read_text().startswith("control --reload\n")
+    shell(LAYERED + "udevadm() { :; }\nlayer_gives_back", **names)
+    # udev would keep them
+    assert [file.read_text() for file in files] == [flags.replace('"1"', '""') + "\n"] * 2
+
+
+def test_the_systems_lvm_must_see_nothing_where_the_root_is_on_none(shell: Shell) -> None:
+    ask = (
+        "try() { :; }\numount() { :; }\ntimeout() { printf '%s' \"$SEEN\"; }\n"
+        "lvm_sees_alone /new '' && printf alone || printf '%s' \"$reason\""
+    )
+    assert shell(ask, SEEN="").stdout == "alone"
+    assert shell(ask, SEEN="  /dev/vda3\n").stdout.endswith("than ramboot's: /dev/vda3")
+
+
+DIRTY = "the disk was not left in good order, and its journal would have to be replayed"
+
+
+def superblock(path: Path, devices: int, log: int) -> None:
+    """What is asked of the one of a btrfs."""
+    data = bytearray(128 << 10)
+    struct.pack_into("<Q", data, (64 << 10) + 136, devices)
+    struct.pack_into("<Q", data, (64 << 10) + 96, log)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("devices", "log", "said"),
+    [
+        (1, 0, "ro,rescue=nologreplay,subvol=root"),
+        (2, 0, "the btrfs on disk has more devices than this one"),
+        (0x30303030303031, 0, "the btrfs on disk has more devices than this one"),
+        (1, 0x3030303030303030, DIRTY),
+        (1, 4 << 20, DIRTY),
+    ],
+)
+def test_an_overlay_over_btrfs(
+    shell: Shell, tmp_path: Path, devices: int, log: int, said: str
+) -> None:
+    superblock(tmp_path / "disk", devices, log)
+    done = shell(
+        "getarg() { printf compress=zstd,subvol=root; }\nST_DEVICE=disk SOURCE_ROOT=$P/disk\n"
+        'overlay_btrfs && printf "%s" "$LOWER_OPTIONS" || printf "%s" "$reason"'
+    )
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("mounts", "said"), [(0, "ro,norecovery"), (32, DIRTY)])
+def test_an_overlay_over_xfs(shell: Shell, tmp_path: Path, mounts: int, said: str) -> None:
+    done = shell(
+        "modprobe() { :; }\n"
+        'losetup() { echo "$*" >> "$P/asked"; [ "$1" = -d ] || printf loop7; }\n'
+        'timeout() { shift 3; echo "$*" >> "$P/asked"; [ "$1" != mount ] || return $MOUNTS; }\n'
+        "SOURCE_ROOT=/dev/root\n"
+        'overlay_xfs && printf "%s" "$LOWER_OPTIONS" || printf "%s" "$reason"',
+        MOUNTS=str(mounts),
+    )
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+    root = tmp_path / "run/ramboot/root/root"
+    asked = ["--read-only --find --show /dev/root", f"mount -t xfs -o ro loop7 {root}", "-d loop7"]
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        *asked,
+        *([] if mounts else [f"umount {root}"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (None, "ro,noload"),
+        ("feature needs_recovery", DIRTY),
+        ("set_super_value state 0", "the file system on the disk needs a check"),
+        ("set_super_value state 3", "the file system on the disk needs a check"),
+    ],
+)
+def test_an_overlay_over_ext4(shell: Shell, tmp_path: Path, change: str | None, said: str) -> None:
+    image = tmp_path / "source.img"
+    with image.open("wb") as stream:
+        stream.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    if change:
+        subprocess.run(["debugfs", "-w", "-R", change, image], check=True, capture_output=True)
+    done = shell(
+        "SOURCE_ROOT=$P/source.img\n"
+        'overlay_ext4 && printf "%s" "$LOWER_OPTIONS" || printf "%s" "$reason"'
+    )
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+
+
+def test_an_overlay_of_several_subvolumes_is_refused(shell: Shell, tmp_path: Path) -> None:
+    root = a_root(tmp_path)
+    fstab = root / "etc/fstab"
+    ask = LAYERED + 'overlay_is_whole "$P/root" && printf whole || printf "%s" "$reason"'
+    names = {"SWAP": "session", "BACKEND": "overlay", "KIND": "device"}
+    fstab.write_text("UUID=root / btrfs subvol=root 0 0\nUUID=other /home btrfs defaults 0 0\n")
+    assert shell(ask, **names).stdout == "whole"
+    fstab.write_text("UUID=root / btrfs subvol=root 0 0\nUUID=root /home btrfs subvol=home 0 0\n")
+    assert shell(ask, **names).stdout == (
+        "the backend overlay needs all of the root in one btrfs subvolume, and /home is another"
+    )
+
+
 # --- the seal -------------------------------------------------------------------------------------
 
 
@@ -749,6 +1011,7 @@ def test_the_systems_lvm_must_see_the_seal_alone(shell: Shell, seen: str, alone:
         ("tmpfs", "readonly", "lvm", None),
         ("tmpfs", "detached", "device", None),
         ("overlay", "attached", "device", None),
+        ("snapshot", "attached", "device", None),
         ("zram", "readonly", "device", "ramboot.disk=readonly needs a root on LVM"),
         ("snapshot", "readonly", "lvm", "the backend snapshot needs the disk's volume group"),
         ("overlay", "readonly", "lvm", "the backend overlay needs the disk's volume group"),

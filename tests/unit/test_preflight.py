@@ -257,6 +257,46 @@ def test_a_seal_needs_lvm(preflight, dom0, tools):
     ]
 
 
+def test_an_overlay_covers_no_other_subvolume(preflight, dom0, tools):
+    tools.mounts = [mount("/", "/dev/sda2", "btrfs", "/root", "5eed")]
+    tools.devices = [device("/dev/sda2", "part", device("/dev/sda", "disk"))]
+    tools.mounts.append(mount("/mnt/backup", "/dev/sdc1", "btrfs", "/", "0ther"))
+    tools.mounts.append(mount("/home", "/dev/sda2", "btrfs", "/home", "5eed"))
+    assert preflight.faults() == []
+    for settings in ({"boot": {"backend": "overlay"}}, {"grub": {"entries": ["overlay"]}}):
+        dom0.pillar["ramboot"] = settings
+        assert preflight.faults() == [
+            "the backend overlay needs all of / in one btrfs subvolume, and /home is /home of it"
+        ]
+    tools.mounts.pop()
+    assert preflight.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("root", "covered", "beside"),
+    [
+        ("/dev/mapper/my--vg-root", "/dev/mapper/my--vg-pool", "/dev/mapper/my--vg--2-pool"),
+        ("/dev/mapper/q-root", "/dev/mapper/q-pool", "/dev/sda2"),
+        ("/dev/mapper/luks-1", "/dev/mapper/luks-1", "/dev/mapper/luks-2"),
+    ],
+)
+def test_a_snapshot_covers_the_disk_of_the_root_alone(
+    preflight, dom0, tools, root, covered, beside
+):
+    tools.mounts = [mount("/", root), mount("/var/lib/qubes", covered)]
+    if root == "/dev/mapper/luks-1":
+        tools.devices = tools.devices[0]["children"]
+    dom0.pillar["ramboot"] = {"boot": {"mode": "snapshot"}}
+    assert preflight.faults() == []
+    tools.mounts[1]["source"] = beside
+    assert preflight.faults() == [
+        f"the backend snapshot would not cover /var/lib/qubes, which is on {beside}: qubes would go"
+        " on writing to it"
+    ]
+    dom0.pillar["ramboot"] = {}
+    assert preflight.faults() == []
+
+
 def test_btrfs_over_two_disks_is_refused(preflight, dom0, tools):
     tools.mounts = [mount("/", "/dev/sda2", "btrfs", "/root", "5eed")]
     tools.devices = [device("/dev/sda2", "part", device("/dev/sda", "disk"))]

@@ -299,6 +299,25 @@ def test_it_trims_every_ten_minutes_what_lies_on_the_layer_alone(session, watch)
     assert len(trims(session)) == 2
 
 
+def test_it_trims_a_btrfs_once_whatever_number_its_subvolumes_have(session, watch):
+    for name in ("/dev/dm-1", "/dev/sdb"):
+        session.write(name, "")
+    Path(f"{session.root}/dev/mapper").mkdir()
+    Path(f"{session.root}/dev/mapper/ramboot-layer").symlink_to("../dm-1")
+    session.write(
+        "/proc/self/mountinfo",
+        "25 1 0:30 /root / rw - btrfs /dev/mapper/ramboot-layer rw\n"
+        "26 25 0:31 /home /home rw - btrfs /dev/mapper/ramboot-layer rw\n"
+        "27 25 0:32 / /data rw - btrfs /dev/sdb rw\n"
+        "28 25 0:5 / /dev rw - devtmpfs dev rw\n",
+    )
+    session.write("/sys/class/block/dm-1/dm/name", "ramboot-layer\n")
+    session.write("/sys/class/block/sdb/size", "1")
+    session.now += 600
+    watch.look()
+    assert trims(session) == [["/"]]
+
+
 def test_it_trims_at_each_level_and_never_twice_at_a_time(session, watch):
     on_layer(session)
     session.store(71)

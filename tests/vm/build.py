@@ -325,6 +325,13 @@ def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     return target
 
 
+def with_fault(part: str, point: str) -> str:
+    """A boot script that fails where its line `point` was to run."""
+    text = (REPOSITORY / "ramboot/initramfs/files/50ramboot" / part).read_text(encoding="utf-8")
+    assert text.count(point) == 1
+    return text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
+
+
 def configuration(boot: dict[str, object] | None = None, **settings: object) -> str:
     """The configuration that Salt renders: the defaults, with `boot` over the pillar's
     `ramboot:boot` and `settings` over its other keys.

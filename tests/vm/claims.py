@@ -43,11 +43,11 @@ def filled(dom0: Machine) -> dict[str, Any]:
     )
 
 
-def assert_ram_session(dom0: Machine, backend: str, root: str) -> None:
+def assert_ram_session(dom0: Machine, backend: str, root: str, disk: str = "attached") -> None:
     """All that a RAM session promises, seen from inside."""
     assert dom0.succeed("findmnt -no FSTYPE /") == root
     told = status(dom0)
-    assert (told["session"], told["backend"], told["disk"]) == ("ram", backend, "attached")
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", backend, disk)
     assert told["reason"] is None
     assert told["ram"]["needed_bytes"] <= told["ram"]["available_bytes"]
     copied = {"copy", "prove"} if backend in ("zram", "tmpfs") else set()
@@ -63,9 +63,11 @@ def assert_ram_session(dom0: Machine, backend: str, root: str) -> None:
     assert "luks-" not in mounted
 
 
-def assert_persistent(dom0: Machine, reason: str | None) -> None:
+def assert_persistent(
+    dom0: Machine, reason: str | None, root: str = "/dev/mapper/qubes_dom0-root"
+) -> None:
     """An ordinary boot from the disk, which says why it is none from RAM."""
-    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
+    assert dom0.succeed("findmnt -vno SOURCE /") == root
     told = status(dom0)
     assert (told["session"], told["backend"]) == ("persistent", None)
     if reason is None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PASSPHRASE = "labpass"
+# What guest/lib calls the opened disk.
+LUKS = "/dev/mapper/luks-11111111-2222-4333-8444-555555555555"
 LAYOUTS = ("luks-thin", "thin", "lvm-xfs", "luks-btrfs", "ext4")
 _BOOT_OFFSET_MIB, _BOOT_SIZE_MIB = 1, 512  # as guest/install partitions
 

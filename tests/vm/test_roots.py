@@ -20,19 +20,29 @@ FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
 
 
 @pytest.mark.parametrize(
-    ("layout", "backend", "root"),
+    ("layout", "backend", "root", "disk"),
     [
-        ("ext4", "zram", "ext4"),
-        ("lvm-xfs", "tmpfs", "tmpfs"),
-        ("luks-btrfs", "zram", "ext4"),
+        ("ext4", "zram", "ext4", "attached"),
+        ("lvm-xfs", "tmpfs", "tmpfs", "readonly"),
+        ("luks-btrfs", "zram", "ext4", "attached"),
     ],
 )
-def test_a_ram_session_from(machine: MachineMaker, layout: str, backend: str, root: str) -> None:
+def test_a_ram_session_from(
+    machine: MachineMaker, layout: str, backend: str, root: str, disk: str
+) -> None:
     dom0 = machine(build.base(layout))
-    dom0.start_direct(f"ramboot.timeout=0 ramboot={backend}", initrd=build.initramfs())
+    dom0.start_direct(f"ramboot={backend} ramboot.disk={disk}", initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()
-    assert_ram_session(dom0, backend, root)
+    assert_ram_session(dom0, backend, root, disk)
+    if disk == "readonly":
+        # plain LVM, on a partition; LVM's own activation takes a while
+        volume = "/dev/qubes_dom0/root"
+        dom0.succeed(f"timeout 150 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
+        dom0.succeed(f"mount -o ro,norecovery {volume} /mnt && test -d /mnt/etc && umount /mnt")
+        dom0.fail(f"mount {volume} /mnt")
+        dom0.fail(f"dd if=/dev/zero of={volume} bs=1M count=1 oflag=direct conv=notrunc")
+        dom0.fail("lvcreate -y -L 100M -n new qubes_dom0")
     dom0.poweroff()
     assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"
 

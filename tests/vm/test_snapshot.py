@@ -11,11 +11,13 @@ from collections.abc import Callable
 import pytest
 
 from vm import build
-from vm.claims import assert_persistent, filled, settled, status
-from vm.disk import Disk
+from vm.build import with_fault
+from vm.claims import FAILED_UNITS, assert_persistent, filled, settled, status
+from vm.disk import LUKS, Disk
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
+LAYER = "/dev/mapper/ramboot-layer"
 # The zram device under the layer, and the bytes of RAM that it takes.
 STORE = "cat /sys/block/zram$(cat /run/ramboot/layer-zram)/mm_stat | awk '{print $3}'"
 
@@ -76,6 +78,57 @@ def test_a_write_protected_disk_boots(machine: MachineMaker) -> None:
     dom0.shell()
     assert_snapshot_session(dom0)
     work_like_qubes(dom0)
+
+
+@pytest.mark.parametrize("root", ["", f"root={LUKS}"], ids=["by-uuid", "by-name"])
+def test_a_root_on_btrfs_lies_on_the_layer_itself(machine: MachineMaker, root: str) -> None:
+    dom0 = machine(build.base("luks-btrfs"))
+    # this initramfs has no crypttab
+    dom0.start_direct(f"ramboot=snapshot rd.luks.options=discard {root}", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["reason"]) == ("ram", "snapshot", None)
+    assert told["source"]["device"] == LUKS
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert dom0.succeed("findmnt -vno SOURCE,FSTYPE /").split() == [LAYER, "btrfs"]
+    # the disk below has the same UUID, and nothing finds it by that, btrfs itself included
+    assert dom0.succeed("readlink -f $(findfs UUID=$(findmnt -no UUID /))") == dom0.succeed(
+        f"readlink -f {LAYER}"
+    )
+    assert LAYER in dom0.succeed("btrfs filesystem show / 2>/dev/null")
+    dom0.fail(f"mount {LUKS} /mnt")
+    assert dom0.succeed("ls /sys/block/dm-0/holders | wc -l") == "1"
+    # nothing else of the disk is in use
+    assert dom0.succeed("swapon --show --noheadings") == ""
+    assert dom0.succeed("findmnt -rno TARGET -t ext4,vfat || true") == ""
+    dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=100 conv=fsync status=none")
+    full = int(dom0.succeed(STORE))
+    assert full > 100_000_000
+    dom0.succeed("rm /root/data && sync && fstrim /")
+    assert int(dom0.succeed(STORE)) < full - 90_000_000
+    dom0.poweroff()
+    assert dom0.written_bytes() == 0
+    assert dom0.disk_unchanged()
+
+
+def test_a_root_on_btrfs_is_the_disks_again_when_the_layer_is_taken_back(
+    machine: MachineMaker,
+) -> None:
+    failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
+    dom0 = machine(build.base("luks-btrfs"))
+    dom0.start_direct(
+        "ramboot=snapshot",
+        initrd=build.initramfs(),
+        files={"usr/bin/ramboot-initramfs": failing},
+    )
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "injected fault", LUKS)
+    assert dom0.succeed("swapon --show --noheadings") != ""
+    before = dom0.written_bytes()
+    dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=4 conv=fsync status=none")
+    assert dom0.written_bytes() - before >= 4 << 20
 
 
 # Its LVM has a device of its own in mind, whatever the layer's configuration says.

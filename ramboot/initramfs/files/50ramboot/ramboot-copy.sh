@@ -42,7 +42,7 @@ worker_count() {
 # source_mount: the root in the layer, writable there, at $RUN/source. The journal is replayed
 # into the layer.
 source_mount() {
-    local options=rw flags
+    local options=rw
     mkdir -p "$RUN/source"
     ST_FSTYPE=$(blkid -p -o value -s TYPE "$SOURCE_ROOT" 2> /dev/null)
     ST_DEVICE=$SOURCE_DISK
@@ -59,11 +59,8 @@ source_mount() {
         # the disk has the same UUID, which xfs refuses to mount twice
         xfs) options=rw,nouuid ;;
         btrfs)
-            flags=$(getarg rootflags=)
-            case ,$flags, in
-                *,subvol=*) options=rw,subvol=$(printf '%s' ",$flags," | sed 's/.*,subvol=\([^,]*\),.*/\1/') ;;
-                *,subvolid=*) options=rw,subvolid=$(printf '%s' ",$flags," | sed 's/.*,subvolid=\([^,]*\),.*/\1/') ;;
-            esac
+            btrfs_alone "$SOURCE_ROOT" || return 1
+            options=rw$(root_subvolume)
             ;;
         *)
             reason="the root file system ${ST_FSTYPE:-of unknown type} on $ST_DEVICE is not supported"
@@ -78,20 +75,48 @@ source_mount() {
     source_mount_subvolumes
 }
 
+# root_subvolume: the mount option for the subvolume with /, after a comma.
+root_subvolume() {
+    printf '%s' ",$(getarg rootflags=)," | sed -n 's/.*,\(subvol\(id\)\{0,1\}=[^,]*\),.*/,\1/p'
+}
+
+# btrfs_number DEVICE OFFSET: 8 bytes of its superblock, least first, 0 and 1 as digits
+# (linux include/uapi/linux/btrfs_tree.h, struct btrfs_super_block).
+btrfs_number() {
+    dd if="$1" bs=1 skip=$((65536 + $2)) count=8 2> /dev/null | LC_ALL=C tr '\000\001\060\061' '01xy'
+}
+
+# btrfs_alone DEVICE: that it is the only one. Another would be written past the layer.
+btrfs_alone() {
+    [ "$(btrfs_number "$1" 136)" = 10000000 ] || {
+        reason="the btrfs on $ST_DEVICE has more devices than this one"
+        return 1
+    }
+}
+
 # source_mount_subvolumes: what fstab mounts of the same btrfs (home, var) belongs to the root.
 source_mount_subvolumes() {
-    local spec target type options subvol uuid
-    [ "$ST_FSTYPE" = btrfs ] || return 0
+    local target option
+    fstab_subvolumes "$RUN/source" > "$RUN/work/subvolumes"
+    while read -r target option; do
+        try 60 mount -t btrfs -o "rw${option:+,$option}" "$SOURCE_ROOT" "$RUN/source$target" || return 1
+    done < "$RUN/work/subvolumes"
+}
+
+# fstab_subvolumes ROOT: "TARGET OPTION" for each other subvolume of the root's btrfs.
+fstab_subvolumes() {
+    local spec target type options uuid
+    [ "$ST_FSTYPE" = btrfs ] && [ -f "$1/etc/fstab" ] || return 0
     uuid=$(blkid -p -o value -s UUID "$SOURCE_ROOT")
-    while read -r spec target type options _; do
+    while read -r spec target type options _ || [ -n "$spec" ]; do
         case $spec in
             "UUID=$uuid" | "$(getarg root=)") ;;
             *) continue ;;
         esac
         [ "$type" = btrfs ] && [ "$target" != / ] || continue
-        subvol=$(printf '%s' ",$options," | sed -n 's/.*,\(subvol\(id\)\{0,1\}=[^,]*\),.*/\1/p')
-        try 60 mount -t btrfs -o "rw${subvol:+,$subvol}" "$SOURCE_ROOT" "$RUN/source$target" || return 1
-    done < "$RUN/source/etc/fstab"
+        printf '%s %s\n' "$target" \
+            "$(printf '%s' ",$options," | sed -n 's/.*,\(subvol\(id\)\{0,1\}=[^,]*\),.*/\1/p')"
+    done < "$1/etc/fstab"
 }
 
 # source_exclude: removes what the configuration excludes and the backend image's file, in the layer.

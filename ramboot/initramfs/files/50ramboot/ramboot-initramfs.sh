@@ -7,7 +7,8 @@
 #   open-disk   decides; on yes copies the root through a throw-away layer into RAM and proves
 #               the copy. After it the layer is gone and the disk untouched; the RAM root waits
 #               at /run/ramboot/root/root. LVM's own scan follows.
-#               With snapshot nothing is copied: the layer stays, and LVM's scan sees it alone.
+#               With snapshot nothing is copied: the layer stays, and LVM's scan sees it alone;
+#               a root that is on no LVM waits at /run/ramboot/root/root too.
 #               With image a compressed root made earlier is read instead.
 #   pre-mount   moves the RAM root to /sysroot in place of the disk's
 #   cleanup     removes what only the initramfs needed
@@ -122,11 +123,7 @@ make_root() {
         make_snapshot
         return
     }
-    # private: a mount below a shared one can't be moved to /sysroot
-    try 10 mount -t tmpfs -o mode=0700,size=1m ramboot "$RUN/root" || return 1
-    try 10 mount --make-private "$RUN/root" || return 1
-    mkdir "$RUN/root/root"
-
+    root_place || return 1
     [ "$ST_BACKEND" != overlay ] || {
         phase overlay
         make_overlay
@@ -151,6 +148,12 @@ make_root() {
     esac || return 1
     root_prepare "$RUN/root/root" || return 1
     sync
+}
+
+# root_place: $RUN/root/root. Private, for a mount below a shared one can't be moved to /sysroot.
+root_place() {
+    try 10 mount -t tmpfs -o mode=0700,size=1m ramboot "$RUN/root" \
+        && try 10 mount --make-private "$RUN/root" && mkdir "$RUN/root/root"
 }
 
 make_zram_root() {
@@ -326,11 +329,13 @@ take_back() {
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
     seal_down
     if [ -e "$RUN/layer" ] || [ -e "$RUN/layer-kept" ]; then
-        rm -f /etc/lvm/lvmlocal.conf
+        layer_gives_back || warn "$reason"
         layer_down || warn "$reason"
         rescan
     fi
     rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES"
+    # shellcheck disable=SC2086 # a list
+    rm -f $LAYER_RULES
 }
 
 # volumes_back: at pre-mount nobody scans for volumes any more.
@@ -405,7 +410,7 @@ pre_mount() {
 
 take_place() {
     case $ST_BACKEND in
-        snapshot) snapshot_ready ;;
+        snapshot) snapshot_ready && { [ "$ROOT_KIND" = lvm ] || hand_over; } ;;
         *) hand_over ;;
     esac
 }

@@ -21,13 +21,17 @@ SYSTEM_DIRS='/usr /etc /var /home /root /opt /srv /lib /bin /sbin'
 root_check() {
     local spec target type dir
     [ -f "$1/etc/fstab" ] || return 0
-    while read -r spec target type _; do
+    while read -r spec target type _ || [ -n "$spec" ]; do
         case $spec in
             '' | '#'*) continue ;;
         esac
         on_disk "$spec" "$type" || continue
         case $target in
-            /var/lib/qubes | /var/lib/qubes/*) continue ;;
+            /var/lib/qubes | /var/lib/qubes/*)
+                [ "$ST_BACKEND" = snapshot ] && beside_layer "$spec" || continue
+                reason="$target is on $spec, which ramboot's layer does not cover: qubes would go on writing there"
+                return 1
+                ;;
         esac
         for dir in $SYSTEM_DIRS; do
             case $target in
@@ -50,6 +54,24 @@ on_disk() {
         UUID=* | LABEL=* | PARTUUID=* | PARTLABEL=* | /dev/*) return 0 ;;
     esac
     return 1
+}
+
+# beside_layer SPEC: whether a device that fstab names is there and is none of the layer's. Volumes
+# of LVM that are not there yet can only come from the layer.
+beside_layer() {
+    local device
+    ! root_on_layer "$1" || return 1
+    device=$(root_device "$1")
+    [ -e "$device" ] || return 1
+    device=$(kernel_name "$device")
+    [ "$device" != "$(kernel_name "/dev/mapper/$LAYER")" ] \
+        && ! depends_on "$device" "$(kernel_name "/dev/mapper/$LAYER")"
+}
+
+# root_on_layer SPEC: whether it names the file system that is on the layer itself.
+root_on_layer() {
+    [ "$ROOT_KIND" = device ] \
+        && [ "$(kernel_name "$(root_device "$1")")" = "$(kernel_name "$SOURCE_DISK")" ]
 }
 
 same_btrfs() {
@@ -76,19 +98,33 @@ replace_file() {
 
 # rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay
 # unmounted, qubes' volumes may lack. Nothing is mounted of a disk that is sealed or gone; /boot by
-# hand is read-only then.
+# hand is read-only then. With snapshot nothing is mounted that the layer does not cover.
 rewrite_fstab() {
+    local spec target beside=' ' covered=' '
     [ -f "$1/etc/fstab" ] || return 0
-    awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
+    if [ "$ST_BACKEND" = snapshot ]; then
+        while read -r spec target _ || [ -n "$spec" ]; do
+            if root_on_layer "$spec" || [ "$ROOT_KIND$target" = device/ ]; then
+                covered="$covered$spec "
+            elif beside_layer "$spec"; then
+                beside="$beside$spec "
+            fi
+        done < "$1/etc/fstab"
+    fi
+    BESIDE=$beside COVERED=$covered LAYER_DEVICE=/dev/mapper/$LAYER awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
         -v lost="$(! one_of "$ST_DISK" readonly detached || printf ',noauto')" \
         -v boot="$(! one_of "$ST_DISK" readonly detached || printf ',ro')" '
         /^[ \t]*(#|$)/ { print; next }
+        { beside = index(ENVIRON["BESIDE"], " " $1 " ") }
+        index(ENVIRON["COVERED"], " " $1 " ") { $1 = ENVIRON["LAYER_DEVICE"]; $6 = 0; print; next }
         $2 == "/" && backend == "snapshot" { print; next }
-        $2 == "/" || ($3 == "swap" && keep != "keep") || (btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
+        $2 == "/" || ($3 == "swap" && (keep != "keep" || beside)) || (backend != "snapshot" && btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
             print "# RAM session: " $0; next
         }
         $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" { $4 = $4 boot ",noauto,nofail"; $6 = 0; print; next }
-        $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// { $4 = $4 ",nofail" lost; $6 = 0; print; next }
+        $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// {
+            $4 = $4 ",nofail" (beside ? ",noauto" : lost); $6 = 0; print; next
+        }
         { print }' "$1/etc/fstab" | replace_file "$1/etc/fstab"
 }
 
@@ -102,7 +138,8 @@ rewrite_crypttab() {
     local disk
     [ -f "$1/etc/crypttab" ] || return 0
     disk=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null)
-    awk -v disk="$disk" -v keep="$CONF_swap" '
+    # with snapshot it would be beside the layer
+    awk -v disk="$disk" -v keep="$([ "$ST_BACKEND" = snapshot ] || printf '%s' "$CONF_swap")" '
         /^[ \t]*(#|$)/ { print; next }
         (disk != "" && $1 == disk) || (keep != "keep" && $4 ~ /(^|,)swap(,|$)/) { print "# RAM session: " $0; next }
         { print }' "$1/etc/crypttab" | replace_file "$1/etc/crypttab"

@@ -15,6 +15,10 @@ LAYER_CHUNK=128
 # More arguments for dm-snapshot, their number first.
 LAYER_OPTIONS=
 LAYER_ALGORITHM=
+# For a root that lies on no LVM: keep udev off the disk below the layer, here and in the session.
+# Both between lvm2's 10-dm.rules and 13-dm-disk.rules, which Debian calls 55-dm.rules and
+# 60-persistent-storage-dm.rules, for the disk may be a LUKS mapping.
+LAYER_RULES="$P/run/udev/rules.d/11-ramboot-layer.rules $P/run/udev/rules.d/59-ramboot-layer.rules"
 
 # --- which device ---------------------------------------------------------------------------
 
@@ -45,8 +49,8 @@ find_root() {
                 ;;
         esac
         ROOT_KIND=device
-        ROOT_SPEC=$device
-        SOURCE_DISK=$device
+        ROOT_SPEC=$root
+        SOURCE_DISK=$(own_name "$device")
         return 0
     fi
     # root= by UUID or label on LVM: the volume that the kernel line asks to be activated
@@ -81,6 +85,17 @@ root_device() {
 kernel_name() {
     local path
     path=$(readlink -f "$1") && printf '%s' "${path##*/}"
+}
+
+# own_name DEVICE: its path that no other device can take, as the layer takes the links by UUID.
+own_name() {
+    local name
+    name=$(kernel_name "$1")
+    if [ -r "$P/sys/class/block/$name/dm/name" ]; then
+        printf '/dev/mapper/%s' "$(cat "$P/sys/class/block/$name/dm/name")"
+    else
+        printf '/dev/%s' "$name"
+    fi
 }
 
 # find_lvm_root VG/LV: the physical volume under it. LVM is asked only when udev has seen a
@@ -242,9 +257,10 @@ layer_lvm_config() {
     }
 }
 
-# lvm_sees_alone ROOT NAME: asks the system's own LVM, before it starts.
+# lvm_sees_alone ROOT [NAME]: asks the system's own LVM, before it starts. Without NAME there must be
+# no physical volume for it at all.
 lvm_sees_alone() {
-    local dir seen
+    local dir seen wanted="${2:+/dev/mapper/$2}"
     for dir in dev proc sys run; do
         try 10 mount --bind "/$dir" "$1/$dir" || return 1
     done
@@ -253,9 +269,8 @@ lvm_sees_alone() {
         umount "$1/$dir" || return 1
     done
     # shellcheck disable=SC2086 # the words
-    set -- "$2" $seen
-    [ $# -eq 2 ] && [ "$2" = "/dev/mapper/$1" ] || {
-        shift
+    set -- $seen
+    [ "$*" = "$wanted" ] || {
         reason="LVM of the system would use other devices than ramboot's: $(printable "$*")"
         return 1
     }
@@ -266,10 +281,66 @@ layer_stays() {
     local device
     layer_volumes && layer_lvm_config '' || return 1
     mv "$RUN/layer" "$RUN/layer-kept"
+    [ "$ROOT_KIND" = lvm ] || {
+        layer_takes_links
+        return
+    }
     for device in "/dev/mapper/$LAYER" /dev/mapper/"$(dm_name "${ROOT_SPEC%%/*}/")"*; do
         [ ! -b "$device" ] || udevadm trigger --action=change "$(readlink -f "$device")" 2> /dev/null || :
     done
     udevadm settle --timeout=30
+}
+
+# layer_takes_links: the file system is on the disk and in the layer with the same UUID. Only the
+# layer may be found by it: by systemd, mount, and btrfs, which looks for its devices itself. What
+# nobody may use is not offered to qubes either (linux-utils, udev/udev-qubes-block.rules).
+layer_takes_links() {
+    local device
+    layer_rules 1 || return 1
+    # first the one that gives them up: systemd knows a link by the device that had it first
+    for device in "$SOURCE_DISK" "/dev/mapper/$LAYER"; do
+        udevadm trigger --action=change "$(readlink -f "$device")" 2> /dev/null || :
+        udevadm settle --timeout=30
+    done
+    layer_has_links
+}
+
+# layer_has_links: that they lead to the layer, and what root= names, for which dracut and systemd
+# wait, is still there: no layer has a link by PARTUUID.
+layer_has_links() {
+    local link
+    link=$P/dev/disk/by-uuid/$(blkid -p -o value -s UUID "/dev/mapper/$LAYER")
+    [ "$(kernel_name "$link")" = "$(kernel_name "/dev/mapper/$LAYER")" ] || {
+        reason="$link does not lead to ramboot's layer"
+        return 1
+    }
+    [ -e "$(root_device "$ROOT_SPEC")" ] || {
+        reason="root=$ROOT_SPEC can't be found on ramboot's layer; root= by UUID can"
+        return 1
+    }
+}
+
+# layer_rules VALUE: of the flags that keep udev off the disk below the layer. With some ID_FS_USAGE an
+# opened LUKS device stays ready for systemd, which may wait for it by its name (99-systemd.rules).
+layer_rules() {
+    local file
+    for file in $LAYER_RULES; do
+        mkdir -p "${file%/*}" && printf '%s, ENV{%s}="%s", ENV{%s}="%s"%s\n' \
+            "SUBSYSTEM==\"block\", KERNEL==\"$(kernel_name "$SOURCE_DISK")\"" \
+            DM_UDEV_DISABLE_DISK_RULES_FLAG "$1" UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG "$1" \
+            "${1:+, ENV{ID_FS_USAGE\}=\"other\"}" > "$file" || {
+            reason="udev could not be told of ramboot's layer"
+            return 1
+        }
+    done
+    udevadm control --reload
+}
+
+# layer_gives_back: from the next event on links and LVM are the disk's again. 10-dm.rules takes the
+# flags of the last event over; they have to be emptied.
+layer_gives_back() {
+    rm -f /etc/lvm/lvmlocal.conf
+    [ ! -e "${LAYER_RULES%% *}" ] || layer_rules ''
 }
 
 # layer_holds_root: no volume of the disk may be reached except through the layer.
@@ -313,6 +384,9 @@ layer_down() {
     [ ! -e "$RUN/layer-loop" ] || losetup -d "$(cat "$RUN/layer-loop")" 2> /dev/null || :
     udevadm settle --timeout=30
     zram_drop "$(cat "$RUN/layer-zram" 2> /dev/null)" || :
+    # the kernel keeps the device with the latest generation, which was the layer's
+    # (linux fs/btrfs/volumes.c, device_list_add)
+    [ "$ST_FSTYPE" != btrfs ] || timeout -k 5 30 btrfs device scan --forget > /dev/null 2>&1 || :
     rm -f "$RUN/layer" "$RUN/layer-zram" "$RUN/layer-loop"
     udevadm settle --timeout=30
 }
