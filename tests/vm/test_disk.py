@@ -26,8 +26,10 @@ def with_fault(part: str, point: str) -> str:
 
 def test_an_overlay_keeps_dom0s_writes_in_ram(machine: MachineMaker) -> None:
     dom0 = machine(build.base())
-    dom0.start_direct("ramboot=overlay", initrd=build.initramfs())
+    dom0.start_direct(initrd=build.initramfs(), files=build.asking_for("overlay"))
     dom0.unlock()
+    assert "overlay" in dom0.at_prompt()
+    dom0.answer("y")
     dom0.shell()
     assert_ram_session(dom0, "overlay", "overlay")
     dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=50 status=none && sync")
