@@ -78,12 +78,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def our_configuration(backend: str) -> dict[str, str]:
-    """What the formula writes for a pillar with that backend and no time limit."""
-    text = build.configuration({"backend": backend, "timeout_s": 0})
-    return {"etc/ramboot/ramboot.conf": text + "\n"}
-
-
 def shell_at(dom0: Machine) -> float:
     """The moment at which the root shell has run its first command."""
     dom0.shell()
@@ -98,7 +92,7 @@ def available_bytes(dom0: Machine) -> int:
 
 def from_disk(disk: Disk, results: Path) -> dict[str, float]:
     """Seconds to a shell in a boot from disk where both ways ask and get "n", and RAM available."""
-    files = our_configuration("zram") | guide.files("zram", "n")
+    files = build.asking_for("zram") | guide.files("zram", "n")
     with Machine(disk, "disk", results) as dom0:
         dom0.start_direct(files=files)
         dom0.unlock()
@@ -120,7 +114,7 @@ def into_ram(
     """One boot into RAM and a session until power-off, above what a boot from disk took."""
     with Machine(disk, f"{way}-{backend}-{policy}", results) as dom0:
         if way == "ours":
-            dom0.start_direct(f"ramboot.disk={policy}", files=our_configuration(backend))
+            dom0.start_direct(f"ramboot.disk={policy}", files=build.asking_for(backend))
             dom0.unlock()
             dom0.at_prompt()
             begin = time.monotonic()

@@ -115,7 +115,7 @@ def test_a_guide_that_did_not_end_has_no_time():
 
 
 def test_our_side_is_the_formulas_configuration_with_the_backend():
-    text = bench.our_configuration("tmpfs")["etc/ramboot/ramboot.conf"].splitlines()
+    text = bench.build.asking_for("tmpfs")["etc/ramboot/ramboot.conf"].splitlines()
     assert {"mode=ask", "backend=tmpfs", "timeout_s=0", "zram_algorithm=auto"} <= set(text)
 
 

@@ -343,6 +343,12 @@ def configuration(boot: dict[str, object] | None = None, **settings: object) -> 
     return jinja2.Environment(autoescape=False).from_string(template).render(settings=found)
 
 
+def asking_for(backend: str, **boot: object) -> dict[str, str]:
+    """Laid over an initramfs: the configuration that asks, without a time limit, for `backend`."""
+    text = configuration({"backend": backend, "timeout_s": 0, **boot})
+    return {"etc/ramboot/ramboot.conf": text + "\n"}
+
+
 def base(layout: str = "luks-thin") -> Disk:
     """A disk with that root, laid out as `layout` says."""
     if layout not in LAYOUTS:

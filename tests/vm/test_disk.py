@@ -18,14 +18,23 @@ MachineMaker = Callable[..., Machine]
 WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
 
 
+def with_fault(part: str, point: str) -> str:
+    """A boot script that fails where its line `point` was to run."""
+    text = (REPOSITORY / "ramboot/initramfs/files/50ramboot" / part).read_text(encoding="utf-8")
+    assert text.count(point) == 1
+    return text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
+
+
 # activating a thin pool writes its superblock
 @pytest.mark.parametrize(("layout", "most"), [("luks-thin", 64 << 10), ("lvm-xfs", 0)])
 def test_an_overlay_keeps_dom0s_writes_in_ram(
     machine: MachineMaker, layout: str, most: int
 ) -> None:
     dom0 = machine(build.base(layout))
-    dom0.start_direct("ramboot=overlay", initrd=build.initramfs())
+    dom0.start_direct(initrd=build.initramfs(), files=build.asking_for("overlay"))
     dom0.unlock()
+    assert "overlay" in dom0.at_prompt()
+    dom0.answer("y")
     dom0.shell()
     assert_ram_session(dom0, "overlay", "overlay")
     dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=50 status=none && sync")

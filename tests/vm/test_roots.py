@@ -93,14 +93,14 @@ WITHOUT_MODULES = " ".join(
 def test_with_dracut_059_as_in_r42(machine: MachineMaker, backend: str) -> None:
     dom0 = machine(build.base())
     dom0.start_direct(
-        f"{'ramboot.timeout=120' if backend == 'zram' else 'ramboot=tmpfs'} {WITHOUT_MODULES}",
+        WITHOUT_MODULES,
         kernel=build.kernel("4.2"),
         initrd=build.initramfs(release="4.2"),
+        files=build.asking_for(backend),
     )
     dom0.unlock()
-    if backend == "zram":
-        dom0.at_prompt()
-        dom0.answer("y")
+    assert backend in dom0.at_prompt()
+    dom0.answer("y")
     dom0.shell()
     assert dom0.succeed("uname -r").startswith("6.1.")
     assert_ram_session(dom0, backend, "ext4" if backend == "zram" else "tmpfs")

@@ -73,8 +73,10 @@ def test_nothing_that_dom0_or_a_qube_writes_reaches_the_disk(
 
 def test_a_write_protected_disk_boots(machine: MachineMaker) -> None:
     dom0 = machine(build.base(), read_only=True)
-    dom0.start_direct("ramboot=snapshot", initrd=build.initramfs())
+    dom0.start_direct(initrd=build.initramfs(), files=build.asking_for("snapshot"))
     dom0.unlock()
+    assert "snapshot" in dom0.at_prompt()
+    dom0.answer("y")
     dom0.shell()
     assert_snapshot_session(dom0)
     work_like_qubes(dom0)
