@@ -18,13 +18,6 @@ MachineMaker = Callable[..., Machine]
 WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
 
 
-def with_fault(part: str, point: str) -> str:
-    """A boot script that fails where its line `point` was to run."""
-    text = (REPOSITORY / "ramboot/initramfs/files/50ramboot" / part).read_text(encoding="utf-8")
-    assert text.count(point) == 1
-    return text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
-
-
 # activating a thin pool writes its superblock
 @pytest.mark.parametrize(("layout", "most"), [("luks-thin", 64 << 10), ("lvm-xfs", 0)])
 def test_an_overlay_keeps_dom0s_writes_in_ram(
