@@ -18,7 +18,19 @@ from pathlib import Path
 import pytest
 
 MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
-PARTS = ("lib", "ask", "source", "copy", "root", "snapshot", "overlay", "seal", "state", "image")
+PARTS = (
+    "lib",
+    "ask",
+    "source",
+    "twin",
+    "copy",
+    "root",
+    "snapshot",
+    "overlay",
+    "seal",
+    "state",
+    "image",
+)
 GOOD = {
     "version": "1",
     "mode": "ask",
@@ -239,11 +251,26 @@ def test_sizes_as_a_person_reads_them(shell: Shell, size: int, text: str) -> Non
 
 FIND = """
 getarg() { printf '%s' "$ROOT"; }
-getargs() { printf '%s\\n' qubes_dom0/root qubes_dom0/swap; }
-lvm() { printf '%s\\n' "$PVS"; }
+getargs() {
+    case $1 in
+        rd.lvm.lv) printf '%s\\n' qubes_dom0/root qubes_dom0/swap ;;
+        rd.luks.uuid) printf '%s\\n' $LUKS ;;
+        rd.luks.key) printf '%s' "$KEY" ;;
+    esac
+}
+lvm() {
+    printf 'asked\\n' >> "$P/asked"
+    case $* in
+        'pvs -a '*) printf '%s\\n' "$PVS" ;;
+        *) printf '%s\\n' "$PVS" | grep -v duplicate ;;
+    esac
+}
+initqueue() { printf '%s ' "$@" > "$P/queued"; }
 timeout() { shift 3; "$@"; }
+hookdir=$P/hooks
 find_root; printf '%s|%s|%s|%s|%s' $? "$ROOT_KIND" "$SOURCE_DISK" "$ROOT_SPEC" "$reason"
 """
+LUKS = "11111111-2222-4333-8444-555555555555"
 
 
 def physical_volume(tmp_path: Path) -> None:
@@ -252,39 +279,288 @@ def physical_volume(tmp_path: Path) -> None:
     (data / "b254:0").write_text("E:ID_FS_TYPE=LVM2_member\n")
 
 
+def luks_mapping(tmp_path: Path, uuid: str = LUKS, device: str = "dm-0") -> None:
+    """What the kernel and udev show of an opened LUKS device."""
+    shown = tmp_path / f"sys/class/block/{device}/dm"
+    shown.mkdir(parents=True)
+    name = f"CRYPT-LUKS2-{uuid.replace('-', '')}-luks-{uuid}"
+    (shown / "uuid").write_text(f"{name}\n")
+    links = tmp_path / "dev/disk/by-id"
+    links.mkdir(parents=True, exist_ok=True)
+    (links / f"dm-uuid-{name}").touch()
+
+
+def luks_device(tmp_path: Path) -> None:
+    """A LUKS device of the kernel line, for which dracut waits."""
+    (tmp_path / "dev/disk/by-uuid").mkdir(parents=True)
+    (tmp_path / "dev/disk/by-uuid" / LUKS).touch()
+    finished = tmp_path / "hooks/initqueue/finished"
+    finished.mkdir(parents=True)
+    (finished / "90-crypt.sh").touch()
+
+
+def lvm_scan_queued(tmp_path: Path, *devices: str) -> Path:
+    """dracut is about to scan these devices; returns its job."""
+    (tmp_path / "tmp").mkdir()
+    for device in devices:
+        (tmp_path / f"tmp/.lvm_scan-{device}").touch()
+    job = tmp_path / "hooks/initqueue/settled/lvm_scan.sh"
+    job.parent.mkdir(parents=True)
+    job.touch()
+    return job
+
+
+def noted(tmp_path: Path) -> list[str]:
+    """The devices that dracut's lvm_scan will look at."""
+    return sorted(path.name.removeprefix(".lvm_scan-") for path in (tmp_path / "tmp").iterdir())
+
+
+OWN, TWIN = " /dev/dm-0 0 qubes_dom0 uuid-1 \n", " /dev/vdb 0 qubes_dom0 uuid-2 \n"
+
+
 @pytest.mark.parametrize(
     ("root", "pvs", "found"),
     [
-        (
-            "/dev/mapper/qubes_dom0-root",
-            " /dev/dm-0 qubes_dom0 0",
-            "0|lvm|/dev/dm-0|qubes_dom0/root|",
-        ),
-        ("UUID=1-2", " /dev/dm-0 qubes_dom0 0", "0|lvm|/dev/dm-0|qubes_dom0/root|"),
+        ("/dev/mapper/qubes_dom0-root", OWN, "0|lvm|/dev/dm-0|qubes_dom0/root|"),
+        ("UUID=1-2", f" /dev/vda1 0   \n{OWN}", "0|lvm|/dev/dm-0|qubes_dom0/root|"),
         # incomplete: its other device is not here yet
-        ("/dev/qubes_dom0/root", " /dev/dm-0 qubes_dom0 1", "1||||"),
-        ("/dev/qubes_dom0/root", " /dev/dm-0 other 0", "1||||"),
+        ("/dev/qubes_dom0/root", " /dev/dm-0 1 qubes_dom0 uuid-1 ", "1||||"),
+        ("/dev/qubes_dom0/root", " /dev/dm-0 0 other uuid-1 ", "1||||"),
         (
             "/dev/qubes_dom0/root",
-            " /dev/dm-0 qubes_dom0 0\n /dev/dm-1 qubes_dom0 0",
+            f"{OWN} /dev/dm-1 0 qubes_dom0 uuid-1 ",
             "2||||the volume group qubes_dom0 lies on 2 devices; ramboot supports one",
         ),
         ("", "", "2||||the kernel line has no root="),
         ("/dev/mapper/luks-1", "", "1||||"),
     ],
 )
+@pytest.mark.parametrize("luks", ["", LUKS], ids=["bare", "luks"])
 def test_which_device_holds_the_root(
-    shell: Shell, tmp_path: Path, root: str, pvs: str, found: str
+    shell: Shell, tmp_path: Path, root: str, pvs: str, found: str, luks: str
 ) -> None:
     physical_volume(tmp_path)
-    assert shell(FIND, ROOT=root, PVS=pvs).stdout == found
+    if luks:
+        luks_device(tmp_path)
+        luks_mapping(tmp_path)
+    job = lvm_scan_queued(tmp_path, "dm-0", "dm-1")
+    assert shell(FIND, ROOT=root, PVS=pvs, LUKS=luks, main_loop="0").stdout == found
+    # LVM's own scan goes on as ever
+    assert job.exists()
+    assert noted(tmp_path) == ["dm-0", "dm-1"]
+    assert not (tmp_path / "queued").exists()
 
 
 def test_lvm_is_not_asked_again_until_udev_saw_another_volume(shell: Shell, tmp_path: Path) -> None:
     physical_volume(tmp_path)
-    again = FIND + 'PVS="/dev/dm-0 qubes_dom0 0"; find_root; printf "/%s" $?'
+    again = FIND + f'PVS="{OWN}"; find_root; printf "/%s" $?'
     done = shell(again, ROOT="/dev/qubes_dom0/root", PVS="")
     assert done.stdout == "1||||/1"
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+# --- a second volume group with the root's name --------------------------------------------------
+
+OF_TWO = "there is more than one volume group qubes_dom0"
+
+
+@pytest.mark.parametrize(
+    ("pvs", "named", "reason"),
+    [
+        (TWIN + OWN, ["dm-0"], ": the root's on /dev/dm-0, another on /dev/vdb"),
+        # a copy, with the same UUIDs, whichever of them LVM would use
+        (
+            " /dev/vdb 0 qubes_dom0 uuid-1 \n /dev/dm-0 0 qubes_dom0 uuid-1 duplicate\n",
+            ["dm-0"],
+            ": the root's on /dev/dm-0, another on /dev/vdb",
+        ),
+        # an incomplete one takes the name as well
+        (
+            f"{OWN} /dev/vdb 1 qubes_dom0 uuid-2 \n /dev/vdc 0 qubes_dom0 uuid-3 ",
+            ["dm-0"],
+            ": the root's on /dev/dm-0, another on /dev/vdb, /dev/vdc",
+        ),
+        (OWN + TWIN, [], ", on /dev/dm-0, /dev/vdb, and nothing tells which is the root's"),
+        (
+            f"{OWN} /dev/dm-1 0 qubes_dom0 uuid-2 ",
+            ["dm-0", "dm-1"],
+            ", on /dev/dm-0, /dev/dm-1, and nothing tells which is the root's",
+        ),
+    ],
+    ids=["other", "copy", "three", "both-bare", "both-luks"],
+)
+def test_a_second_group_of_the_roots_name_is_refused(
+    shell: Shell, tmp_path: Path, pvs: str, named: list[str], reason: str
+) -> None:
+    physical_volume(tmp_path)
+    job = lvm_scan_queued(tmp_path, "dm-0", "dm-1", "vdb", "vdc", "vdd")
+    second = "66666666-2222-4333-8444-555555555555"
+    for device, uuid in zip(named, [LUKS, second], strict=False):
+        luks_mapping(tmp_path, uuid, device)
+    done = shell(
+        FIND + 'printf "|%s" "$TWIN_ROOT"',
+        ROOT="/dev/mapper/qubes_dom0-root",
+        PVS=pvs,
+        LUKS=f"luks-{LUKS} {second[:8]}",
+    )
+    spec = "qubes_dom0/root"
+    if len(named) == 1:
+        assert done.stdout == f"2|||{spec}|{OF_TWO}{reason}|/dev/dm-0"
+        # not in LVM's sight; the others are, those of other groups as well
+        others = {"vdb", "vdc"} if "vdc" in pvs else {"vdb"}
+        assert noted(tmp_path) == sorted({"dm-0", "dm-1", "vdb", "vdc", "vdd"} - others)
+        assert (tmp_path / "queued").read_text() == "--settled --onetime --unique /sbin/lvm_scan "
+    else:
+        assert done.stdout == f"2|||{spec}|{OF_TWO}{reason}|"
+        assert job.exists()
+        assert len(noted(tmp_path)) == 5
+
+
+def test_volumes_come_from_the_roots_own_device_alone(shell: Shell, tmp_path: Path) -> None:
+    done = shell(
+        "getargs() { printf '%s\\n' qubes_dom0/root other/data qubes_dom0/swap; }\n"
+        "udevadm() { :; }\n"
+        'try() { shift; printf "%s\\n" "$*"; reason=failed; return 1; }\n'
+        "warn() { printf 'warning: %s\\n' \"$*\"; }\n"
+        "reason=two ROOT_SPEC=qubes_dom0/root TWIN_ROOT=/dev/dm-0; twin_boot\n"
+        'printf "%s" "$reason"; TWIN_ROOT=; twin_boot'
+    )
+    only = (
+        'devices{global_filter=["a|^/dev/dm-0$|","r|.*|"] filter=["a|.*|"] use_devicesfile=0}'
+        " activation{monitoring=0}"
+    )
+    assert done.stdout.splitlines() == [
+        f"lvm lvchange -ay -K --yes --sysinit qubes_dom0/root --config {only}",
+        "warning: the volume qubes_dom0/root could not be activated: failed",
+        f"lvm lvchange -ay -K --yes --sysinit qubes_dom0/swap --config {only}",
+        "warning: the volume qubes_dom0/swap could not be activated: failed",
+        "two",
+    ]
+
+
+def test_a_bare_group_waits_for_the_disk_that_the_kernel_line_opens(
+    shell: Shell, tmp_path: Path
+) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    job = lvm_scan_queued(tmp_path, "vdb", "vdc")
+    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+    for _ in range(2):
+        assert shell(FIND, PVS=TWIN, **asked).stdout == "1||||"
+        assert noted(tmp_path) == ["vdc"]
+        assert not job.exists()
+    # another event of the bare disk
+    (tmp_path / "tmp/.lvm_scan-vdb").touch()
+    assert shell(FIND, PVS=TWIN, **asked).stdout == "1||||"
+    assert noted(tmp_path) == ["vdc"]
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+    # opened, and there was no other group in it: the bare one is the root's, and free for LVM
+    luks_mapping(tmp_path)
+    assert shell(FIND, PVS=TWIN, **asked).stdout == "0|lvm|/dev/vdb|qubes_dom0/root|"
+    assert noted(tmp_path) == ["vdb", "vdc"]
+    assert (tmp_path / "queued").read_text() == "--settled --onetime --unique /sbin/lvm_scan "
+
+
+def test_the_disk_that_opens_has_the_roots_group(shell: Shell, tmp_path: Path) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    lvm_scan_queued(tmp_path, "vdb")
+    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+    assert shell(FIND, PVS=TWIN, **asked).stdout == "1||||"
+    luks_mapping(tmp_path)
+    (tmp_path / "run/udev/data/b254:1").write_text("E:ID_FS_TYPE=LVM2_member\n")
+    (tmp_path / "tmp/.lvm_scan-dm-0").touch()
+    done = shell(FIND, PVS=TWIN + OWN, **asked)
+    assert done.stdout.endswith(f"|{OF_TWO}: the root's on /dev/dm-0, another on /dev/vdb")
+    assert noted(tmp_path) == ["dm-0"]
+    assert (tmp_path / "queued").exists()
+    assert not (tmp_path / "run/ramboot/held").exists()
+
+
+@pytest.mark.parametrize(
+    "why",
+    ["no LUKS", "not waited for", "not there", "key", "another mapping", "time is up", "pre-mount"],
+)
+def test_what_a_bare_group_does_not_wait_for(shell: Shell, tmp_path: Path, why: str) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    job = lvm_scan_queued(tmp_path, "vdb")
+    asked = {"LUKS": LUKS, "KEY": "", "main_loop": "3", "RDRETRY": "360", "PVS": TWIN}
+    expected = "0|lvm|/dev/vdb|qubes_dom0/root|"
+    if why == "no LUKS":
+        asked["LUKS"] = ""
+    elif why == "not waited for":
+        (tmp_path / "hooks/initqueue/finished/90-crypt.sh").unlink()
+    elif why == "not there":  # it may lie in the group itself
+        (tmp_path / "dev/disk/by-uuid" / LUKS).unlink()
+    elif why == "key":  # it may lie in the group itself
+        asked["KEY"] = "/key:UUID=1"
+    elif why == "another mapping":  # a second encrypted disk may never be opened
+        luks_mapping(tmp_path, "66666666-2222-4333-8444-555555555555")
+        asked["LUKS"] += " 66666666-2222-4333-8444-555555555555"
+        asked["PVS"] = OWN
+        expected = "0|lvm|/dev/dm-0|qubes_dom0/root|"
+    else:
+        asked["main_loop"] = "120" if why == "time is up" else ""
+        expected = (
+            "2||||a LUKS device of the kernel line is still closed: it may hold the root, not "
+            "/dev/vdb"
+        )
+    done = shell(FIND, ROOT="/dev/mapper/qubes_dom0-root", **asked)
+    assert done.stdout == expected
+    assert job.exists()
+    assert noted(tmp_path) == ["vdb"]
+
+
+def test_lvm_gets_the_disk_back_when_the_time_is_up(shell: Shell, tmp_path: Path) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    lvm_scan_queued(tmp_path, "vdb")
+    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": LUKS, "PVS": TWIN, "RDRETRY": "360"}
+    assert shell(FIND, main_loop="119", **asked).stdout == "1||||"
+    assert noted(tmp_path) == []
+    assert shell(FIND, main_loop="120", **asked).stdout.startswith("2||||a LUKS device")
+    assert noted(tmp_path) == ["vdb"]
+    assert (tmp_path / "queued").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "mode", "off"),
+    [
+        ("off", "zram", True),
+        ("", "off", True),
+        ("zram", "off", False),
+        ("", "ask", False),
+        ("ask", "ask", False),
+    ],
+)
+def test_a_boot_that_stays_on_the_disk_looks_at_no_volume_group(
+    shell: Shell, tmp_path: Path, argument: str, mode: str, off: bool
+) -> None:
+    config(tmp_path, mode=mode)
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    phases = text[text.index("\noff() {") : text.index("\n# build: make_root")]
+    done = shell(
+        f"getarg() {{ printf '{argument}'; }}\nfind_root() {{ printf 'looked '; return 1; }}\n"
+        f"decide() {{ return 1; }}\npersistent() {{ printf persistent; }}\n{phases}\nopen_disk"
+    )
+    assert done.stdout == ("persistent" if off else "looked ")
+
+
+def test_a_refused_boot_gets_the_roots_volumes_before_its_reason_is_shown(
+    shell: Shell, tmp_path: Path
+) -> None:
+    config(tmp_path)
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    phases = text[text.index("\noff() {") : text.index("\n# build: make_root")]
+    done = shell(
+        "getarg() { printf zram; }\nfind_root() { reason=two; return 2; }\n"
+        "twin_boot() { printf 'volumes '; }\n"
+        'persistent() { printf \'%s %s\' "$ST_REQUESTED" "$reason"; }\n'
+        f"{phases}\nopen_disk"
+    )
+    assert done.stdout == "volumes zram two"
 
 
 @pytest.mark.parametrize(("first", "gone"), [("readable", False), ("zeros", False), (None, True)])

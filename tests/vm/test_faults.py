@@ -16,7 +16,18 @@ from vm.machine import Machine
 MachineMaker = Callable[..., Machine]
 
 
-def test_a_volume_group_on_two_disks_is_refused(machine: MachineMaker, tmp_path: Path) -> None:
+LUKS_NAME = "luks-11111111-2222-4333-8444-555555555555"
+# LVM that sees the second disk alone; its directory must not have the running group's name in it
+ON_SECOND = (
+    """--config 'devices{dir="/run" scan=["/dev"] use_devicesfile=0"""
+    """ global_filter=["a|^/dev/vdb$|","r|.*|"]}'"""
+)
+
+
+def test_volume_groups_on_two_disks_are_refused(machine: MachineMaker, tmp_path: Path) -> None:
+    """First a second group of the root's name on a bare disk, which LVM sees before the passphrase
+    is typed, with volumes of the names that the kernel line asks for; then one group on both.
+    """
     second = tmp_path / "second.raw"
     with second.open("wb") as stream:
         stream.truncate(64 << 20)
@@ -24,9 +35,31 @@ def test_a_volume_group_on_two_disks_is_refused(machine: MachineMaker, tmp_path:
     dom0.start_direct("ramboot=off", initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()
-    dom0.succeed("vgextend qubes_dom0 /dev/vdb")
+    dom0.succeed(f"vgcreate {ON_SECOND} qubes_dom0 /dev/vdb")
+    for volume in ("root", "swap"):
+        dom0.succeed(f"lvcreate -an -Zn -Wn -L 8M -n {volume} {ON_SECOND} qubes_dom0")
     dom0.poweroff()
 
+    dom0.start_direct("ramboot=zram", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.wait_for(f"the root's on /dev/mapper/{LUKS_NAME}, another on /dev/vdb", 120)
+    dom0.shell()
+    assert_persistent(
+        dom0,
+        "there is more than one volume group qubes_dom0: "
+        f"the root's on /dev/mapper/{LUKS_NAME}, another on /dev/vdb",
+    )
+    for volume in ("root", "swap"):
+        below = dom0.succeed(f"lsblk -sno NAME /dev/mapper/qubes_dom0-{volume}")
+        assert LUKS_NAME in below
+        assert "vdb" not in below
+    assert dom0.succeed("swapon --show=NAME --noheadings") != ""
+    # nothing was activated there, and nothing written
+    assert dom0.succeed("ls /sys/class/block/vdb/holders") == ""
+    assert dom0.succeed("awk '{ print $7 }' /sys/class/block/vdb/stat") == "0"
+
+    dom0.succeed("wipefs -qa /dev/vdb && vgextend qubes_dom0 /dev/vdb")
+    dom0.poweroff()
     dom0.start_direct("ramboot=zram", initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()

@@ -18,7 +18,7 @@
 # before the copy is proven, and recover leaves the machine as if we had not been there.
 
 . /lib/dracut-lib.sh
-for part in lib ask source copy root snapshot overlay seal state image; do
+for part in lib ask source twin copy root snapshot overlay seal state image; do
     # shellcheck disable=SC1090 # the parts beside this file
     . "/usr/lib/ramboot/ramboot-$part.sh"
 done
@@ -225,9 +225,16 @@ mount_noswap() {
 
 # --- phases that the hooks call -------------------------------------------------------------
 
+# off: this boot stays on the disk, whatever is found there.
+off() {
+    local mode
+    mode=$(getarg ramboot=)
+    [ "${mode:-$(sed -n 's/^mode=//p' "$CONF" 2> /dev/null)}" = off ]
+}
+
 open_disk() {
     [ ! -e "$RUN/decided" ] || return 0
-    if [ "$(getarg ramboot=)" != off ]; then
+    if ! off; then
         find_root
         case $? in
             1) return 0 ;;
@@ -238,6 +245,7 @@ open_disk() {
     : > "$RUN/decided"
     phase decide
     if [ -n "$reason" ] || ! decide; then
+        twin_boot
         persistent
         return 0
     fi
@@ -449,7 +457,7 @@ remove_units() {
 
 cleanup() {
     remove_units || :
-    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/exclude"
+    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/pvs" "$RUN/exclude"
     rmdir "$RUN/source" "$RUN/root" 2> /dev/null || :
 }
 

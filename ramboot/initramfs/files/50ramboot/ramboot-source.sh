@@ -101,25 +101,47 @@ own_name() {
 # find_lvm_root VG/LV: the physical volume under it. LVM is asked only when udev has seen a
 # physical volume that it had not seen before, for each call takes a while.
 find_lvm_root() {
-    local seen pvs count
+    local seen pvs devices device named=''
     seen=$(grep -l '^E:ID_FS_TYPE=LVM2_member' "$P"/run/udev/data/b* 2> /dev/null)
     [ -n "$seen" ] || return 1
-    [ "$seen" != "$(cat "$RUN/pvs-seen" 2> /dev/null)" ] || return 1
     mkdir -p "$RUN"
-    printf '%s' "$seen" > "$RUN/pvs-seen"
-    pvs=$(timeout -k 5 60 lvm pvs --nolocking --noheadings --separator ' ' -o pv_name,vg_name,vg_missing_pv_count 2> /dev/null \
-        | awk -v vg="${1%%/*}" '$2 == vg { print $1, $3 }')
+    if [ "$seen" != "$(cat "$RUN/pvs-seen" 2> /dev/null)" ]; then
+        printf '%s' "$seen" > "$RUN/pvs-seen"
+        # -a: with copies of a physical volume, of which LVM would use one
+        timeout -k 5 60 lvm pvs -a --nolocking --noheadings --separator ' ' \
+            -o pv_name,vg_missing_pv_count,vg_name,vg_uuid,pv_duplicate > "$RUN/pvs" 2> /dev/null
+    fi
+    pvs=$(awk -v vg="${1%%/*}" '$3 == vg { print $1, $2, $4 $5 }' "$RUN/pvs")
     [ -n "$pvs" ] || return 1
-    count=$(printf '%s\n' "$pvs" | wc -l)
+    devices=$(printf '%s\n' "$pvs" | cut -d ' ' -f 1)
+    for device in $devices; do
+        ! on_named_luks "$device" || named=$device
+    done
+    # shellcheck disable=SC2086 # lists of devices
+    if [ -z "$named" ] && luks_to_come; then
+        if may_wait; then
+            lvm_hold $devices
+            return 1
+        fi
+        lvm_release
+        reason="a LUKS device of the kernel line is still closed: it may hold the root, not$(enumerate $devices)"
+        return 2
+    elif [ "$(printf '%s\n' "$pvs" | cut -d ' ' -f 3 | sort -u | wc -l)" -gt 1 ]; then
+        ROOT_SPEC=$1
+        twin_found "${1%%/*}" $devices
+        lvm_release
+        return 2
+    fi
+    lvm_release
     case $pvs in
-        *' 0') ;;
+        *' 0 '*) ;;
         *) return 1 ;;
     esac
-    [ "$count" -eq 1 ] || {
-        reason="the volume group ${1%%/*} lies on $count devices; ramboot supports one"
+    [ "$device" = "$devices" ] || {
+        reason="the volume group ${1%%/*} lies on $(printf '%s\n' "$devices" | wc -l) devices; ramboot supports one"
         return 2
     }
-    SOURCE_DISK=${pvs% *}
+    SOURCE_DISK=$device
     ROOT_KIND=lvm
     ROOT_SPEC=$1
 }
@@ -234,7 +256,12 @@ layer_lvm() {
 
 # layer_lvm_devices [NAME]: LVM configuration with the layer, or NAME, as the only device there is.
 layer_lvm_devices() {
-    printf 'devices{global_filter=["a|^/dev/mapper/%s$|","r|.*|"] filter=["a|.*|"] use_devicesfile=0}' "${1:-$LAYER}"
+    lvm_devices "/dev/mapper/${1:-$LAYER}"
+}
+
+# lvm_devices DEVICE: a name without characters of regular expressions.
+lvm_devices() {
+    printf 'devices{global_filter=["a|^%s$|","r|.*|"] filter=["a|.*|"] use_devicesfile=0}' "$1"
 }
 
 # layer_volumes: what the kernel line asks dracut to activate, which LVM's own scan leaves
