@@ -17,11 +17,16 @@ MachineMaker = Callable[..., Machine]
 
 
 LUKS_NAME = "luks-11111111-2222-4333-8444-555555555555"
-# LVM that sees the second disk alone; its directory must not have the running group's name in it
-ON_SECOND = (
-    """--config 'devices{dir="/run" scan=["/dev"] use_devicesfile=0"""
-    """ global_filter=["a|^/dev/vdb$|","r|.*|"]}'"""
-)
+# LVM that sees the second disk alone
+SECOND = """use_devicesfile=0 global_filter=["a|^/dev/vdb$|","r|.*|"]"""
+# A group of the running one's name is renamed to it, where its directory has that name not in it.
+TWIN = f"""
+vgcreate --config 'devices{{{SECOND}}}' twin /dev/vdb
+for volume in root swap; do
+    lvcreate --config 'devices{{{SECOND}}}' -an -Zn -Wn -L 8M -n $volume twin
+done
+vgrename --config 'devices{{{SECOND} dir="/run" scan=["/dev"]}}' twin qubes_dom0
+"""
 
 
 def test_volume_groups_on_two_disks_are_refused(machine: MachineMaker, tmp_path: Path) -> None:
@@ -35,20 +40,21 @@ def test_volume_groups_on_two_disks_are_refused(machine: MachineMaker, tmp_path:
     dom0.start_direct("ramboot=off", initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()
-    dom0.succeed(f"vgcreate {ON_SECOND} qubes_dom0 /dev/vdb")
-    for volume in ("root", "swap"):
-        dom0.succeed(f"lvcreate -an -Zn -Wn -L 8M -n {volume} {ON_SECOND} qubes_dom0")
+    dom0.succeed(f"(set -e; {TWIN})")
     dom0.poweroff()
 
     dom0.start_direct("ramboot=zram", initrd=build.initramfs())
     dom0.unlock()
     dom0.wait_for(f"the root's on /dev/mapper/{LUKS_NAME}, another on /dev/vdb", 120)
     dom0.shell()
-    assert_persistent(
-        dom0,
+    # not assert_persistent: LVM's own unit fails, which can't tell which of the two it is to activate
+    told = status(dom0)
+    assert (told["session"], told["reason"]) == (
+        "persistent",
         "there is more than one volume group qubes_dom0: "
         f"the root's on /dev/mapper/{LUKS_NAME}, another on /dev/vdb",
     )
+    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
     for volume in ("root", "swap"):
         below = dom0.succeed(f"lsblk -sno NAME /dev/mapper/qubes_dom0-{volume}")
         assert LUKS_NAME in below
