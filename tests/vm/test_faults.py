@@ -47,7 +47,7 @@ def test_volume_groups_on_two_disks_are_refused(machine: MachineMaker, tmp_path:
     dom0.unlock()
     dom0.wait_for(f"the root's on /dev/mapper/{LUKS_NAME}, another on /dev/vdb", 120)
     dom0.shell()
-    # not assert_persistent: LVM's own unit fails, which can't tell which of the two it is to activate
+    # not assert_persistent: LVM's own unit fails, which can't tell which of the two is meant
     told = status(dom0)
     assert (told["session"], told["reason"]) == (
         "persistent",
