@@ -285,6 +285,7 @@ def luks_mapping(tmp_path: Path, uuid: str = LUKS, device: str = "dm-0") -> None
     shown.mkdir(parents=True)
     name = f"CRYPT-LUKS2-{uuid.replace('-', '')}-luks-{uuid}"
     (shown / "uuid").write_text(f"{name}\n")
+    (shown / "name").write_text(f"luks-{uuid}\n")
     links = tmp_path / "dev/disk/by-id"
     links.mkdir(parents=True, exist_ok=True)
     (links / f"dm-uuid-{name}").touch()
@@ -367,18 +368,18 @@ OF_TWO = "there is more than one volume group qubes_dom0"
 @pytest.mark.parametrize(
     ("pvs", "named", "reason"),
     [
-        (TWIN + OWN, ["dm-0"], ": the root's on /dev/dm-0, another on /dev/vdb"),
+        (TWIN + OWN, ["dm-0"], f": the root's on /dev/mapper/luks-{LUKS}, another on /dev/vdb"),
         # a copy, with the same UUIDs, whichever of them LVM would use
         (
             " /dev/vdb 0 qubes_dom0 uuid-1 \n /dev/dm-0 0 qubes_dom0 uuid-1 duplicate\n",
             ["dm-0"],
-            ": the root's on /dev/dm-0, another on /dev/vdb",
+            f": the root's on /dev/mapper/luks-{LUKS}, another on /dev/vdb",
         ),
         # an incomplete one takes the name as well
         (
             f"{OWN} /dev/vdb 1 qubes_dom0 uuid-2 \n /dev/vdc 0 qubes_dom0 uuid-3 ",
             ["dm-0"],
-            ": the root's on /dev/dm-0, another on /dev/vdb, /dev/vdc",
+            f": the root's on /dev/mapper/luks-{LUKS}, another on /dev/vdb, /dev/vdc",
         ),
         (OWN + TWIN, [], ", on /dev/dm-0, /dev/vdb, and nothing tells which is the root's"),
         (
@@ -472,7 +473,9 @@ def test_the_disk_that_opens_has_the_roots_group(shell: Shell, tmp_path: Path) -
     (tmp_path / "run/udev/data/b254:1").write_text("E:ID_FS_TYPE=LVM2_member\n")
     (tmp_path / "tmp/.lvm_scan-dm-0").touch()
     done = shell(FIND, PVS=TWIN + OWN, **asked)
-    assert done.stdout.endswith(f"|{OF_TWO}: the root's on /dev/dm-0, another on /dev/vdb")
+    assert done.stdout.endswith(
+        f"|{OF_TWO}: the root's on /dev/mapper/luks-{LUKS}, another on /dev/vdb"
+    )
     assert noted(tmp_path) == ["dm-0"]
     assert (tmp_path / "queued").exists()
     assert not (tmp_path / "run/ramboot/held").exists()
