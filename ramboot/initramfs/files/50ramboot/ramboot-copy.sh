@@ -77,7 +77,12 @@ source_mount() {
 
 # root_subvolume: the mount option for the subvolume with /, after a comma.
 root_subvolume() {
-    printf '%s' ",$(getarg rootflags=)," | sed -n 's/.*,\(subvol\(id\)\{0,1\}=[^,]*\),.*/,\1/p'
+    subvolume_option "$(getarg rootflags=)"
+}
+
+# subvolume_option OPTIONS: that of them which names a subvolume, after a comma.
+subvolume_option() {
+    printf '%s' ",$1," | sed -n 's/.*\(,subvol\(id\)\{0,1\}=[^,]*\),.*/\1/p'
 }
 
 # btrfs_number DEVICE OFFSET: 8 bytes of its superblock, least first, 0 and 1 as digits
@@ -99,11 +104,11 @@ source_mount_subvolumes() {
     local target option
     fstab_subvolumes "$RUN/source" > "$RUN/work/subvolumes"
     while read -r target option; do
-        try 60 mount -t btrfs -o "rw${option:+,$option}" "$SOURCE_ROOT" "$RUN/source$target" || return 1
+        try 60 mount -t btrfs -o "rw$option" "$SOURCE_ROOT" "$RUN/source$target" || return 1
     done < "$RUN/work/subvolumes"
 }
 
-# fstab_subvolumes ROOT: "TARGET OPTION" for each other subvolume of the root's btrfs.
+# fstab_subvolumes ROOT: "TARGET ,OPTION" for each other subvolume of the root's btrfs.
 fstab_subvolumes() {
     local spec target type options uuid
     [ "$ST_FSTYPE" = btrfs ] && [ -f "$1/etc/fstab" ] || return 0
@@ -114,8 +119,7 @@ fstab_subvolumes() {
             *) continue ;;
         esac
         [ "$type" = btrfs ] && [ "$target" != / ] || continue
-        printf '%s %s\n' "$target" \
-            "$(printf '%s' ",$options," | sed -n 's/.*,\(subvol\(id\)\{0,1\}=[^,]*\),.*/\1/p')"
+        printf '%s %s\n' "$target" "$(subvolume_option "$options")"
     done < "$1/etc/fstab"
 }
 
@@ -168,7 +172,7 @@ used_bytes() {
 
 # tree_bytes DIRECTORY: what its files and those below have allocated, each apart.
 tree_bytes() {
-    du -s -B1 "$1" > "$RUN/tree-bytes" && cut -f 1 "$RUN/tree-bytes"
+    du -s -B1 "$1" > "$RUN/work/tree-bytes" && cut -f 1 "$RUN/work/tree-bytes"
 }
 
 # need_bytes BACKEND SOURCE_BYTES: what the RAM root takes, without dom0's floor and headroom.

@@ -87,7 +87,8 @@ kernel_name() {
     path=$(readlink -f "$1") && printf '%s' "${path##*/}"
 }
 
-# own_name DEVICE: its path that no other device can take, as the layer takes the links by UUID.
+# own_name DEVICE: its path that no other device can take, as the layer takes the links by UUID. Of a
+# mapping the one by name, though LVM may call it dm-0.
 own_name() {
     local name
     name=$(kernel_name "$1")

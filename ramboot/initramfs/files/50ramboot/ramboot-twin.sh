@@ -78,12 +78,10 @@ lvm_release() {
 
 # twin_found VG DEVICE...: which is the root's, if that can be told: TWIN_ROOT.
 twin_found() {
-    local vg="$1" device name own='' others=''
+    local vg="$1" device own='' others=''
     shift
     for device; do
         if on_named_luks "$device"; then
-            # LVM may say dm-0
-            name=$(cat "$P/sys/class/block/$(kernel_name "$device")/dm/name" 2> /dev/null)
             own="$own $device"
         else
             others="$others $device"
@@ -96,7 +94,7 @@ twin_found() {
             ;;
         *)
             TWIN_ROOT=${own# }
-            reason="there is more than one volume group $vg: the root's on ${name:+/dev/mapper/}${name:-$TWIN_ROOT}, another on$(enumerate $others)"
+            reason="there is more than one volume group $vg: the root's on $(own_name "$TWIN_ROOT"), another on$(enumerate $others)"
             lvm_hold $others
             rm -f "$RUN/held"/.lvm_scan-*
             ;;
