@@ -325,11 +325,18 @@ def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
     return target
 
 
-def with_fault(part: str, point: str) -> str:
-    """A boot script that fails where its line `point` was to run."""
+def changed_script(part: str, point: str, instead: str) -> dict[str, str]:
+    """Laid over an initramfs: a boot script with `instead` where its text `point` stood."""
     text = (REPOSITORY / "ramboot/initramfs/files/50ramboot" / part).read_text(encoding="utf-8")
     assert text.count(point) == 1
-    return text.replace(point, f"    reason='injected fault'\n    return 1\n{point}")
+    program = part == "ramboot-initramfs.sh"
+    place = "usr/bin/ramboot-initramfs" if program else f"usr/lib/ramboot/{part}"
+    return {place: text.replace(point, instead)}
+
+
+def with_fault(part: str, point: str) -> dict[str, str]:
+    """Laid over an initramfs: a boot script that fails where its line `point` was to run."""
+    return changed_script(part, point, f"    reason='injected fault'\n    return 1\n{point}")
 
 
 def configuration(boot: dict[str, object] | None = None, **settings: object) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from . import phases
+from . import build, phases
 from .machine import Machine
 
 FAILED_UNITS = "systemctl list-units --failed --plain --no-legend"
@@ -78,3 +78,16 @@ def assert_persistent(
     # nothing of ours is left behind
     assert "ramboot" not in dom0.succeed("dmsetup ls")
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+
+
+def assert_fault_ends_on_disk(
+    dom0: Machine,
+    arguments: str,
+    files: dict[str, str],
+    root: str = "/dev/mapper/qubes_dom0-root",
+) -> None:
+    """A boot with `build.with_fault` is an ordinary one that says so."""
+    dom0.start_direct(arguments, initrd=build.initramfs(), files=files)
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "injected fault", root)

@@ -9,7 +9,14 @@ import pytest
 
 from vm import build
 from vm.build import with_fault
-from vm.claims import FAILED_UNITS, assert_persistent, assert_ram_session, settled, status
+from vm.claims import (
+    FAILED_UNITS,
+    assert_fault_ends_on_disk,
+    assert_persistent,
+    assert_ram_session,
+    settled,
+    status,
+)
 from vm.disk import LUKS
 from vm.machine import Machine
 
@@ -55,14 +62,7 @@ def test_an_overlay_over_a_dirty_journal_is_refused(machine: MachineMaker) -> No
 def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineMaker) -> None:
     failing = with_fault("ramboot-overlay.sh", '    overlay_is_whole "$RUN/root/root" &&')
     dom0 = machine(build.base("luks-btrfs"))
-    dom0.start_direct(
-        "ramboot=overlay",
-        initrd=build.initramfs(),
-        files={"usr/lib/ramboot/ramboot-overlay.sh": failing},
-    )
-    dom0.unlock()
-    dom0.shell()
-    assert_persistent(dom0, "injected fault", LUKS)
+    assert_fault_ends_on_disk(dom0, "ramboot=overlay", failing, LUKS)
     dom0.succeed("touch /root/note && sync")
 
 
@@ -111,15 +111,8 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
 def test_a_fault_after_the_seal_ends_on_the_disk(machine: MachineMaker) -> None:
     failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
     dom0 = machine(build.base())
-    dom0.start_direct(
-        "ramboot=zram ramboot.disk=readonly",
-        initrd=build.initramfs(),
-        files={"usr/bin/ramboot-initramfs": failing},
-    )
-    dom0.unlock()
-    dom0.shell()
     # the seal and the layer are gone, the volume group is the disk's
-    assert_persistent(dom0, "injected fault")
+    assert_fault_ends_on_disk(dom0, "ramboot=zram ramboot.disk=readonly", failing)
     assert dom0.succeed("losetup --list --noheadings") == ""
     before = dom0.written_bytes()
     # what the seal refuses

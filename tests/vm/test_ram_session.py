@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -158,7 +157,6 @@ def test_a_bare_console_takes_the_answer_right_after_a_wrong_one(
 # --- faults ---------------------------------------------------------------------------------------
 
 CONF = "etc/ramboot/ramboot.conf"
-MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
 # These take the place of a tool in the initramfs.
 FAILING = "#!/bin/sh\necho 'injected fault' >&2\nexit 1\n"
 KILLER = """#!/bin/sh
@@ -178,20 +176,17 @@ exec -a modprobe /usr/bin/kmod "$@"
 """
 
 
-def killed_while_handing_over() -> str:
+def killed_while_handing_over() -> dict[str, str]:
     """The main script, killed when systemd's units for the disk's root are already replaced."""
-    text = (MODULE / "ramboot-initramfs.sh").read_text()
     point = "        try 60 systemctl daemon-reload || return 1\n"
-    assert text.count(point) == 1
-    return text.replace(point, point + "        kill -9 $$\n")
+    return build.changed_script("ramboot-initramfs.sh", point, point + "        kill -9 $$\n")
 
 
-def with_floor_reached_midway() -> str:
+def with_floor_reached_midway() -> dict[str, str]:
     """The copy script, with a floor 100 MiB below what is free when the copy begins."""
-    text = (MODULE / "ramboot-copy.sh").read_text()
     point = '    one_of "$ST_BACKEND" snapshot overlay image || say "copying'
-    assert text.count(point) == 1
-    return text.replace(point, f"    CONF_reserve_mib=$((ST_AVAILABLE / MIB - 100))\n{point}")
+    floor = "    CONF_reserve_mib=$((ST_AVAILABLE / MIB - 100))\n"
+    return build.changed_script("ramboot-copy.sh", point, floor + point)
 
 
 @pytest.mark.parametrize(
@@ -204,14 +199,14 @@ def with_floor_reached_midway() -> str:
         pytest.param({"usr/bin/dd": FAILING}, "the copy failed", id="source-unreadable"),
         pytest.param({"usr/bin/dd": LYING}, "e2fsck failed", id="copy-unsound"),
         pytest.param(
-            {"usr/lib/ramboot/ramboot-copy.sh": with_floor_reached_midway()},
+            with_floor_reached_midway(),
             "RAM ran out while copying",
             id="ram-full-midway",
         ),
         pytest.param({"usr/sbin/modprobe": NO_ZRAM}, "module zram is not there", id="no-zram"),
         pytest.param({"usr/sbin/tune2fs": KILLER}, "unexpectedly", id="killed"),
         pytest.param(
-            {"usr/bin/ramboot-initramfs": killed_while_handing_over()},
+            killed_while_handing_over(),
             "unexpectedly",
             id="killed-while-handing-over",
         ),

@@ -12,7 +12,14 @@ import pytest
 
 from vm import build
 from vm.build import with_fault
-from vm.claims import FAILED_UNITS, assert_persistent, filled, settled, status
+from vm.claims import (
+    FAILED_UNITS,
+    assert_fault_ends_on_disk,
+    assert_persistent,
+    filled,
+    settled,
+    status,
+)
 from vm.disk import LUKS, Disk
 from vm.machine import Machine
 
@@ -119,14 +126,7 @@ def test_a_root_on_btrfs_is_the_disks_again_when_the_layer_is_taken_back(
 ) -> None:
     failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
     dom0 = machine(build.base("luks-btrfs"))
-    dom0.start_direct(
-        "ramboot=snapshot",
-        initrd=build.initramfs(),
-        files={"usr/bin/ramboot-initramfs": failing},
-    )
-    dom0.unlock()
-    dom0.shell()
-    assert_persistent(dom0, "injected fault", LUKS)
+    assert_fault_ends_on_disk(dom0, "ramboot=snapshot", failing, LUKS)
     assert dom0.succeed("swapon --show --noheadings") != ""
     before = dom0.written_bytes()
     dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=4 conv=fsync status=none")
