@@ -6,7 +6,6 @@ are the ratios within one run.
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from vm.machine import Machine
 CHUNKS_KIB = (4, 64, 512)
 # In the machine: a layer as ramboot-source.sh makes it, over half a GiB of the root in RAM.
 _MEASURE = """
-import glob, json, mmap, os, random, subprocess, sys, time
+import json, mmap, os, random, subprocess, sys, time
 MIB = 1 << 20
 SMALL, LARGE, SIZE = 2000, 100, 512 * MIB
 
@@ -75,12 +74,8 @@ def measure() -> list[list[float]]:
         dom0.start_direct("ramboot=off", initrd=build.initramfs())
         dom0.unlock()
         dom0.shell()
-        packed = base64.b64encode(_MEASURE.encode()).decode()
-        # a terminal takes no longer lines
-        for begin in range(0, len(packed), 200):
-            dom0.succeed(f"echo {packed[begin : begin + 200]} >>/run/chunks")
         chunks = " ".join(map(str, CHUNKS_KIB))
-        said = dom0.succeed(f"base64 -d /run/chunks | python3 - {chunks}", timeout_s=900)
+        said = dom0.succeed(f"python3 - {chunks} <<'END'\n{_MEASURE}END", timeout_s=900)
         return json.loads(said.splitlines()[-1])
 
 
