@@ -61,7 +61,7 @@ set -o posix
 . /functions
 layer_up() {{ :; }}
 layer_healthy() {{ :; }}
-image_choose() {{ image_manifest; }}
+image_choose() {{ :; }}
 ST_BACKEND=$backend ST_DISK=attached LAYER_ZRAM=
 ROOT_KIND=device ROOT_SPEC=$device SOURCE_DISK=$device SOURCE_ROOT=$device
 before=$({_SHMEM})

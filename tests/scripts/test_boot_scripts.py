@@ -959,6 +959,57 @@ def test_an_unreadable_source_is_a_copy_error(shell: Shell, tmp_path: Path, tool
     assert "/the copy failed: Cannot read: Input/output error" in shell(script).stdout
 
 
+WATCHED = f"""{COPY}
+rm -r "$P/proc"; ln -s /proc "$P/proc"
+done_bytes() {{ printf %s "$DONE"; }}
+WATCH_S=0.1
+"""
+
+
+def test_the_end_of_the_last_worker_is_seen_at_once(shell: Shell) -> None:
+    # or it would look again in a thousand seconds
+    done = shell(
+        f"{WATCHED} WATCH_S=1000 DONE=1\n"
+        "work sh -c :; work sh -c 'sleep 0.2; sleep 0.2'\n"
+        "watch_copy 100 done_bytes && collect_workers && printf ended"
+    )
+    assert done.stdout == "ended", done.stderr
+
+
+def test_a_worker_that_fails_ends_the_copy(shell: Shell) -> None:
+    done = shell(
+        f"{WATCHED} DONE=1\n"
+        "work sh -c :; work sh -c 'exit 3'\n"
+        'echo "tar: no" > "$RUN/work/err.1"\n'
+        'watch_copy 100 done_bytes && collect_workers || printf "%s" "$reason"'
+    )
+    assert done.stdout == "the copy failed: tar: no"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ("STALL_S=-1", "the copy stood still for -1 s after 0 MiB"),
+        (
+            "CONF_copy_timeout_s=-1 STALL_S=1000",
+            "the copy did not end within -1 s",
+        ),
+        (
+            "meminfo_bytes() { printf 1048575; }",
+            "RAM ran out while copying: only 0 MiB available after 0 MiB, the reserve is 1 MiB",
+        ),
+    ],
+)
+def test_a_copy_that_gets_nowhere_is_ended(shell: Shell, trouble: str, reason: str) -> None:
+    done = shell(
+        f"{WATCHED} {trouble}\nDONE=0\n"
+        # what it started holds the pipe as well, and stdout, for whose end the test waits
+        "work sh -c 'sleep 1000; :'\n"
+        'watch_copy 100 done_bytes || printf "%s%s" "$reason" "$WORKERS"'
+    )
+    assert done.stdout == reason
+
+
 def test_an_error_of_dd_is_the_reason_and_not_its_figures(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "run/ramboot/work/list.0").write_text("0 4096\n")
     done = shell(

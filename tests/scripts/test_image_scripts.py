@@ -18,12 +18,13 @@ KERNEL = "6.12.1-1.qubes.fc41.x86_64"
 CHOOSE = (
     "read_config; ST_DEVICE=/dev/root ST_BACKEND=image\n"
     'warn() { printf "warned: %s\\n" "$1"; }\n'
-    'image_choose && printf "%s|%s" "$ST_BACKEND" "$ST_NOTE" || printf "no|%s" "$reason"'
+    'image_manifest && image_choose && printf "%s|%s" "$ST_BACKEND" "$ST_NOTE" \\\n'
+    '    || printf "no|%s" "$reason"'
 )
 READ = COPY + (
     "read_config; ST_DEVICE=/dev/root; mkdir -p $RUN/root/image\n"
     "IMAGE_COPY=$RUN/root/image/copy\n"
-    'image_manifest && image_read && printf "whole" || printf "%s" "$reason"'
+    'image_manifest && image_read && image_arrived && printf "whole" || printf "%s" "$reason"'
 )
 
 
@@ -267,6 +268,37 @@ dd() {
 
 def test_what_is_hashed_is_what_lies_in_ram(shell: Shell, image: Image) -> None:  # noqa: F811
     assert "the image is damaged between" in shell(LOSING + READ).stdout
+
+
+# Who goes on reading holds stdout, for whose end the test waits.
+BOTH = COPY + (
+    "read_config; ST_DEVICE=/dev/root ST_BACKEND=image; mkdir -p $RUN/root\n"
+    "dd() { exec sleep 1000; }\n"
+    "mount_noswap() { mkdir -p $2; }\n"
+    "say() { :; }\n"
+    "warn() { :; }\n"
+    'umount() { echo "$1" > "$P/unmounted"; }\n'
+    'timeout() { shift 3; "$@"; }\n'
+    'make_image && printf "%s;" "$ST_BACKEND" || printf "no;"\n'
+    'printf "%s" "$WORKERS"'
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "end", "unmounted"), [("copy", "zram;", True), ("rebuild-first", "no;", False)]
+)
+def test_nobody_reads_an_image_on_that_is_not_used(
+    shell: Shell,  # noqa: F811
+    image: Image,
+    policy: str,
+    end: str,
+    unmounted: bool,
+) -> None:
+    config(image.top, image_stale=policy)
+    (image.root / "etc/new").touch()
+    done = shell(BOTH)
+    assert done.stdout == end, done.stdout + done.stderr
+    assert (image.top / "unmounted").exists() == unmounted
 
 
 def test_a_read_error_is_told(shell: Shell, image: Image) -> None:  # noqa: F811

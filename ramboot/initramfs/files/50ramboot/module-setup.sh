@@ -27,7 +27,7 @@ install() {
     local name
 
     inst_multiple awk blkid blockdev cat chmod chown chroot cmp comm cp cut date dd df dmsetup du \
-        find grep head id ln losetup ls mkdir mknod mount mountpoint mv readlink rm rmdir sed \
+        find grep head id ln losetup ls mkdir mkfifo mknod mount mountpoint mv readlink rm rmdir sed \
         sha256sum sleep sort sync tail tar timeout touch tr udevadm umount \
         wc xargs
     # what only one kind of root needs; the boot scripts probe for them and say what lacks

@@ -21,11 +21,11 @@ IMAGE_EXTRA_BYTES=$((16 * MIB))
 
 # --- which image ----------------------------------------------------------------------------
 
-# image_choose: whether the image may be used. Where the configuration says copy, a stale one makes
-# ST_BACKEND zram.
+# image_choose: whether the image of the manifest may be used. Where the configuration says copy, a
+# stale one makes ST_BACKEND zram.
 image_choose() {
     local stale
-    image_manifest && image_compare || return 1
+    image_compare || return 1
     [ -n "$stale" ] || return 0
     stale="the image of $IMAGE_made is stale: $stale"
     case $CONF_image_stale,$IMAGE_fits in
@@ -140,8 +140,10 @@ image_compare() {
 
 # --- read, prove, mount ---------------------------------------------------------------------
 
-# make_image: the proven root at $RUN/root/root, from IMAGE_FILE.
+# make_image: the proven root at $RUN/root/root, from IMAGE_FILE. Without one when image_choose decides
+# for another backend.
 make_image() {
+    image_manifest || return 1
     ST_BYTES=$IMAGE_bytes
     budget || return 1
     say "reading the image of $IMAGE_made ($(human "$IMAGE_bytes")): $(human "$ST_NEEDED") of RAM needed, $(human "$ST_AVAILABLE") available"
@@ -150,6 +152,17 @@ make_image() {
     IMAGE_COPY=$RUN/root/image/root.squashfs
     phase copy
     image_read || return 1
+    # meanwhile: looking at thousands of small things is waiting for the disk
+    image_choose || {
+        stop_workers
+        return 1
+    }
+    [ "$ST_BACKEND" = image ] || {
+        stop_workers
+        try 30 umount "$RUN/root/image"
+        return
+    }
+    image_arrived || return 1
     phase prove
     image_mount || return 1
     layer_healthy && root_check "$RUN/root/root" && root_prepare "$RUN/root/root" || return 1
@@ -157,7 +170,7 @@ make_image() {
     grep -v '^chunk=' "$RUN/source$IMAGE_DIR/manifest" > "$RUN/image"
 }
 
-# image_read: IMAGE_FILE into IMAGE_COPY, each chunk compared with its hash.
+# image_read: begins to read IMAGE_FILE into IMAGE_COPY, each chunk compared with its hash.
 image_read() {
     local workers i
     workers=$(worker_count)
@@ -166,11 +179,14 @@ image_read() {
     i=0
     while [ "$i" -lt "$workers" ]; do
         if [ -f "$RUN/work/image.$i" ]; then
-            image_read_chunks "$RUN/work/image.$i" &
-            WORKERS="$WORKERS $!"
+            work image_read_chunks "$RUN/work/image.$i" || return 1
         fi
         i=$((i + 1))
     done
+}
+
+# image_arrived: waits until all of it is there.
+image_arrived() {
     watch_copy "$IMAGE_bytes" image_copied && collect_workers || return 1
     [ "$(cat "$RUN"/work/image.*.done | wc -l)" -eq "$IMAGE_CHUNKS" ] \
         && [ "$(wc -c < "$IMAGE_COPY")" -eq "$IMAGE_bytes" ] || {
@@ -184,8 +200,8 @@ image_read_chunks() {
     local number sum size="$IMAGE_chunk_mib"
     while read -r number sum; do
         # past the page cache, which nobody would read again
-        dd if="$IMAGE_FILE" of="$IMAGE_COPY" bs=1M iflag=direct conv=notrunc \
-            skip=$((number * size)) seek=$((number * size)) count="$size" 2> "$1.dd" || {
+        dd if="$IMAGE_FILE" of="$IMAGE_COPY" bs="${size}M" iflag=direct conv=notrunc \
+            skip="$number" seek="$number" count=1 2> "$1.dd" || {
             dd_error "$1.dd"
             return 1
         }

@@ -133,14 +133,9 @@ make_root() {
     layer_up || return 1
     phase measure
     source_mount || return 1
-    if [ "$ST_BACKEND" = image ]; then
-        phase fresh
-        image_choose || return 1
-    fi
-    [ "$ST_BACKEND" != image ] || {
-        make_image
-        return
-    }
+    [ "$ST_BACKEND" != image ] || make_image || return 1
+    # a stale image can have made it zram
+    [ "$ST_BACKEND" != image ] || return 0
     root_check "$RUN/source" && source_exclude && measure || return 1
     case $ST_BACKEND in
         zram) make_zram_root ;;
