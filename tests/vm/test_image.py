@@ -104,7 +104,7 @@ FLIPPING = """#!/bin/bash
 for word; do
     case $word in
     of=*) file=${word#of=} ;;
-    seek=16) printf x | /usr/bin/dd.real of="$file" bs=1 seek=20000000 conv=notrunc status=none ;;
+    seek=1) printf x | /usr/bin/dd.real of="$file" bs=1 seek=20000000 conv=notrunc status=none ;;
     esac
 done
 """

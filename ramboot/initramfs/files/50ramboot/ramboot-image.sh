@@ -220,9 +220,7 @@ image_copied() {
 # image_mount: the overlay. Lazily unmounted, the file systems live as long as it does.
 image_mount() {
     local kernel size loop
-    modprobe -q loop 2> /dev/null
-    modprobe -q squashfs 2> /dev/null
-    modprobe -q overlay 2> /dev/null
+    modprobe -qa loop squashfs overlay 2> /dev/null
     try 60 mount -t squashfs -o ro,nodev,loop "$IMAGE_COPY" "$RUN/root/lower" || return 1
     read -r kernel < "$P/proc/sys/kernel/osrelease"
     [ -d "$RUN/root/lower/usr/lib/modules/$kernel" ] && [ -d "$RUN/root/lower/etc" ] || {
