@@ -127,7 +127,7 @@ def test_no_configuration_is_an_error(shell: Shell) -> None:
 
 ASK = (
     "read_config; ST_BACKEND=zram ASK_NEEDED='1 GiB' ASK_AVAILABLE='2 GiB'\n"
-    'ask; echo "$answer $answered"'
+    'ASK_REFRESH_S=${REFRESH:-10}; console_flows; ask; echo "$answer $answered"'
 )
 
 
@@ -192,6 +192,29 @@ def test_a_key_right_after_a_wrong_answer_is_not_lost(shell: Shell, tmp_path: Pa
 def test_wrong_answers_end_in_an_ordinary_boot(shell: Shell, tmp_path: Path) -> None:
     wrong = [("left)", "maybe\r")] * 10
     assert asked(shell, tmp_path, *wrong, default="y")[:2] == ("n", "tries")
+
+
+# The keys that end, erase or stop a line; arrow up; more than a terminal's line holds (4096).
+@pytest.mark.parametrize(
+    "garbage",
+    ["y" * 5000, "\x1b[A", "\x16\x03", "\x07y", "\xff"],
+    ids=["long", "arrow", "interrupt", "bell", "not-ascii"],
+)
+def test_garbage_at_the_question_is_neither_an_answer_nor_enter(
+    shell: Shell, tmp_path: Path, garbage: str
+) -> None:
+    typed = [("left)", f"{garbage}\r"), ("Please", "n\r")]
+    got, decided, screen = asked(shell, tmp_path, *typed, default="y", timeout_s="20")
+    assert (got, decided) == ("n", "key")
+    assert "Please answer y or n" in screen
+
+
+@pytest.mark.parametrize("key", ["\x13", "\x04", "\x1a"], ids=["stop", "end-of-file", "suspend"])
+def test_no_key_keeps_the_boot_from_going_on(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("REFRESH", "1")
+    assert asked(shell, tmp_path, ("left)", key), timeout_s="3")[:2] == ("n", "time-out")
 
 
 @pytest.mark.parametrize("default", ["y", "n"])
@@ -559,11 +582,11 @@ def test_a_refused_boot_gets_the_roots_volumes_before_its_reason_is_shown(
     phases = text[text.index("\noff() {") : text.index("\n# build: make_root")]
     done = shell(
         "getarg() { printf zram; }\nfind_root() { reason=two; return 2; }\n"
-        "twin_boot() { printf 'volumes '; }\n"
+        "console_flows() { printf 'console '; }\ntwin_boot() { printf 'volumes '; }\n"
         'persistent() { printf \'%s %s\' "$ST_REQUESTED" "$reason"; }\n'
         f"{phases}\nopen_disk"
     )
-    assert done.stdout == "volumes zram two"
+    assert done.stdout == "console volumes zram two"
 
 
 @pytest.mark.parametrize(("first", "gone"), [("readable", False), ("zeros", False), (None, True)])

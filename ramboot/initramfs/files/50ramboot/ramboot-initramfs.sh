@@ -243,6 +243,7 @@ open_disk() {
     fi
     mkdir -p "$RUN"
     : > "$RUN/decided"
+    console_flows
     phase decide
     if [ -n "$reason" ] || ! decide; then
         twin_boot

@@ -33,6 +33,11 @@ screen() {
     splash_say "$*"
 }
 
+# console_flows: Ctrl-S there would stop whoever writes to it, and with us the boot.
+console_flows() {
+    stty -ixon < "$P/dev/console" 2> /dev/null || :
+}
+
 splash_running() {
     command -v plymouth > /dev/null 2>&1 && timeout 2 plymouth --ping 2> /dev/null
 }
