@@ -756,6 +756,7 @@ kernel_name() {
     readlink -f "$1" | sed 's|.*/||'
 }
 CONF_swap=$SWAP SOURCE_DISK=$P/dev/dm-0 ST_FSTYPE=btrfs ST_BACKEND=$BACKEND ROOT_KIND=$KIND
+ROOT_SPEC=qubes_dom0/root
 blkid() { printf '%s' "${UUID:-root}"; }
 getarg() { printf UUID=root; }
 """
@@ -795,7 +796,7 @@ def test_a_root_on_the_layer_itself_is_mounted_from_it_and_nothing_beside_it(
     names = {"SWAP": "session", "BACKEND": "snapshot", "KIND": "device"}
     assert rewritten(shell, tmp_path, fstab, **names) == [
         "/dev/mapper/ramboot-layer / btrfs subvol=root,compress=zstd 0 0",
-        "UUID=boot /boot ext4 defaults,noauto,nofail 1 0",
+        "UUID=boot /boot ext4 defaults,ro,noauto,nofail 1 0",
         "/dev/mapper/ramboot-layer /home btrfs subvol=home 0 0",
         "UUID=data /data ext4 defaults,nofail,noauto 0 0",
         "tmpfs /tmp tmpfs size=1G 0 0",
@@ -811,7 +812,12 @@ def test_with_lvm_on_the_layer_only_what_is_beside_it_stays_out(
         "UUID=in /home btrfs subvol=home 0 0\n"
         "UUID=in /pool xfs defaults 0 2\n"
         "/dev/mapper/qubes_dom0-later /more xfs defaults 0 2\n"
+        "/dev/qubes_dom0/later /again xfs defaults 0 2\n"
         "UUID=data /data ext4 defaults 0 2\n"
+        # still closed, not plugged in, another group's
+        "/dev/mapper/luks-2 /closed ext4 defaults 0 2\n"
+        "UUID=later /later ext4 defaults 0 2\n"
+        "/dev/mapper/qubes_dom0--2-data /other ext4 defaults 0 2\n"
         "/dev/mapper/qubes_dom0-swap none swap defaults 0 0\n"
         "UUID=swap none swap defaults 0 0\n"
     )
@@ -821,11 +827,56 @@ def test_with_lvm_on_the_layer_only_what_is_beside_it_stays_out(
         "UUID=in /home btrfs subvol=home,nofail 0 0",
         "UUID=in /pool xfs defaults,nofail 0 0",
         "/dev/mapper/qubes_dom0-later /more xfs defaults,nofail 0 0",
+        "/dev/qubes_dom0/later /again xfs defaults,nofail 0 0",
         "UUID=data /data ext4 defaults,nofail,noauto 0 0",
+        "/dev/mapper/luks-2 /closed ext4 defaults,nofail,noauto 0 0",
+        "UUID=later /later ext4 defaults,nofail,noauto 0 0",
+        "/dev/mapper/qubes_dom0--2-data /other ext4 defaults,nofail,noauto 0 0",
         "/dev/mapper/qubes_dom0-swap none swap defaults,nofail 0 0",
     ]
-    # encrypted swap is a partition's
-    assert "\nswap " not in (tmp_path / "root/etc/crypttab").read_text()
+
+
+DISK_UNITS = {
+    "data.mount": "[Mount]\nWhat=/dev/sda9\nWhere=/data\n",
+    "dev-sda8.swap": "[Swap]\nWhat=/dev/sda8\n",
+    "in.mount": "[Mount]\nWhat=UUID=in\nWhere=/in\n",
+    "share.mount": "[Mount]\nWhat=server:/share\nWhere=/share\n",
+    "file.swap": "[Swap]\nWhat=/file\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "disk", "opened", "masked"),
+    [
+        ("zram", "attached", ["swap", "other", "in", "file"], []),
+        ("zram", "readonly", ["file"], ["data.mount", "dev-sda8.swap", "in.mount"]),
+        ("tmpfs", "detached", ["file"], ["data.mount", "dev-sda8.swap", "in.mount"]),
+        ("snapshot", "attached", ["in", "file"], ["data.mount", "dev-sda8.swap"]),
+    ],
+)
+def test_nothing_is_opened_of_a_disk_that_must_not_be_written(
+    shell: Shell, tmp_path: Path, backend: str, disk: str, opened: list[str], masked: list[str]
+) -> None:
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/crypttab").write_text(
+        "luks-1 UUID=1 none\nswap /dev/sda9 /dev/urandom swap\nother UUID=data /key tmp=ext4\n"
+        "in UUID=in /key\nfile /file /key"
+    )
+    units = root / "etc/systemd/system"
+    for name, text in DISK_UNITS.items():
+        (units / name).write_text(text)
+    done = shell(
+        LAYERED + 'ST_DISK=$DISK; root_prepare "$P/root" && printf done || printf "%s" "$reason"',
+        SWAP="keep",
+        BACKEND=backend,
+        KIND="lvm",
+        DISK=disk,
+    )
+    assert done.stdout == "done", done.stdout + done.stderr
+    lines = (root / "etc/crypttab").read_text().splitlines()
+    assert [line.split()[0] for line in lines if line[0] != "#"] == opened
+    assert [name for name in DISK_UNITS if (units / name).is_symlink()] == masked
 
 
 @pytest.mark.parametrize(
