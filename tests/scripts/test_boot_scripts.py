@@ -1357,6 +1357,12 @@ def test_the_systems_lvm_must_see_the_seal_alone(shell: Shell, seen: str, alone:
 # --- which disk policy ----------------------------------------------------------------------------
 
 
+def decide() -> str:
+    """The functions that decide, from the program."""
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    return text[text.index("\ndecide() {") : text.index("\nask_user() {")]
+
+
 @pytest.mark.parametrize(
     ("backend", "disk", "root", "reason"),
     [
@@ -1390,10 +1396,62 @@ def test_disk_policies_and_what_contradicts_them(
         arguments = ""
         if disk == "sealed":
             reason = f"the configuration {tmp_path}/etc/ramboot/ramboot.conf has a line"
-    text = (MODULE / "ramboot-initramfs.sh").read_text()
-    decide = text[text.index("\ndecide() {") : text.index("\nask_user() {")]
     done = shell(
-        f"getarg() {{ case $1 in {arguments} *) return 1 ;; esac; }}\n{decide}\n"
-        f'ROOT_KIND={root}; decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"'
+        f"getarg() {{ case $1 in {arguments} *) return 1 ;; esac; }}\n"
+        f"getargs() {{ :; }}\n{decide()}\nROOT_KIND={root}\n"
+        'decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"'
     )
     assert done.stdout.startswith(reason or f"{backend} {disk}"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["to-come", "there"])
+@pytest.mark.parametrize("argument", ["rd.lvm.lv=other/swap", "rd.lvm.vg=other"])
+@pytest.mark.parametrize(
+    ("backend", "disk", "root", "refused"),
+    [
+        ("snapshot", "attached", "lvm", True),
+        ("zram", "readonly", "lvm", True),
+        ("tmpfs", "detached", "lvm", True),
+        ("zram", "attached", "lvm", False),
+        ("overlay", "attached", "lvm", False),
+        # closed at the very end, when nobody waits any more
+        ("zram", "detached", "device", False),
+    ],
+)
+def test_a_volume_that_would_never_come_is_not_waited_for(
+    shell: Shell,
+    tmp_path: Path,
+    backend: str,
+    disk: str,
+    root: str,
+    refused: bool,
+    argument: str,
+    there: bool,
+) -> None:
+    config(tmp_path)
+    name, _, value = argument.partition("=")
+    if there:
+        (tmp_path / "dev" / value).mkdir(parents=True)
+    done = shell(
+        "getarg() { case $1 in ramboot=) printf $BACKEND ;; *.disk=) printf $DISK ;; esac; }\n"
+        "getargs() { [ $1 != rd.lvm.lv ] || printf '%s\\n' vg/root vg/swap\n"
+        f"    [ $1 != {name} ] || printf {value}; }}\n{decide()}\n"
+        f'ROOT_KIND={root} ROOT_SPEC=vg/root; decide && printf go || printf "%s" "$reason"',
+        BACKEND=backend,
+        DISK=disk,
+    )
+    said = f"the kernel line asks for {value}, which is not in the root's volume group"
+    assert done.stdout.startswith(said if refused and not there else "go"), done.stdout
+
+
+@pytest.mark.parametrize("timeout", ["soon", "-1", "1e9", "86401", "9" * 30, "$(reboot)"])
+def test_a_timeout_that_is_none_ends_in_a_persistent_boot(
+    shell: Shell, tmp_path: Path, timeout: str
+) -> None:
+    config(tmp_path)
+    done = shell(
+        f"getarg() {{ [ $1 != ramboot.timeout= ] || printf '%s' '{timeout}'; }}\n"
+        f"getargs() {{ :; }}\n{decide()}\nask_user() {{ printf asked; }}\n"
+        'decide && printf go || printf "%s" "$reason"'
+    )
+    assert done.stdout == f"ramboot.timeout={timeout} is not a number of seconds"
