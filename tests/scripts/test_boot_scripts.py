@@ -1069,6 +1069,46 @@ def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> N
     assert heads[0] == heads[1]
 
 
+# The piece with that percentage of what is copied can't be read: the memory of a process is such.
+BROKEN = """
+PIECE_BYTES=4194304 SOURCE_ROOT=$P/source.img ROOT_ZRAM=7 WORKERS=
+dd() {
+    for word; do
+        case $word in skip=*) at=${word#skip=} ;; count=*) length=${word#count=} ;; esac
+    done
+    [ "$at" != "$(awk -v at="$AT" '{ start[NR] = $1; sum += $2; end[NR] = sum }
+        END {
+            for (i = 1; i <= NR && end[i] < sum * at / 100; i++);
+            print start[i]
+        }' "$RUN/work/pieces")" ] \\
+        || { command dd if=/proc/self/mem of=/dev/null count=1; return; }
+    command dd if="$SOURCE_ROOT" of="$P/copy.img" bs=1M iflag=skip_bytes,count_bytes \\
+        oflag=seek_bytes conv=notrunc skip="$at" seek="$at" count="$length"
+}
+build_blocks && printf copied || printf '%s' "$reason"
+printf '|%s' "$WORKERS" $(jobs -p)
+"""
+
+
+@pytest.mark.parametrize("at", [10, 50, 99, 101])
+def test_a_block_copy_ends_at_a_read_error_wherever_it_is(
+    shell: Shell, tmp_path: Path, at: int
+) -> None:
+    a_tree(tmp_path)
+    (tmp_path / "etc/data").write_bytes(os.urandom(40 << 20))
+    (tmp_path / "sys/block/zram7").mkdir(parents=True)
+    (tmp_path / "sys/block/zram7/stat").write_text("0 0 0 0 0 0 0 0\n")
+    for name in ("source.img", "copy.img"):
+        with (tmp_path / name).open("wb") as stream:
+            stream.truncate(96 << 20)
+    image = tmp_path / "source.img"
+    subprocess.run(["mkfs.ext4", "-q", "-d", tmp_path / "etc", image], check=True)
+    done = shell(COPY + BROKEN, AT=str(at))
+    error = "the copy failed: dd: error reading '/proc/self/mem': Input/output error"
+    # nobody goes on reading
+    assert done.stdout == (f"{error}|" if at <= 100 else "copied|"), done.stdout + done.stderr
+
+
 # e2fsprogs 1.47
 EXTENTS = """\
 Filesystem type is: ef53
@@ -1098,6 +1138,30 @@ def test_what_a_journal_allocated_ahead_leaves_the_copy(shell: Shell, tmp_path: 
         f"-p -o 2125824 -l 4096 {journal}",
         f"-p -o 2129920 -l 6258688 {journal}",
     ]
+
+
+@pytest.mark.parametrize("short", [0, 1])
+@pytest.mark.parametrize(
+    ("backend", "root_mib"),
+    # of 1000 MiB, in a zram device or a store of 4096 MiB
+    [("zram", 680 + 16), ("tmpfs", 1040 + 16), ("snapshot", 16), ("overlay", 0)],
+)
+def test_ram_that_is_one_page_short_is_refused(
+    shell: Shell, tmp_path: Path, backend: str, root_mib: int, short: int
+) -> None:
+    config(tmp_path, reserve_mib="1000", headroom_mib="500")
+    needed_kib = (root_mib + 1500) << 10
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {needed_kib - 4 * short} kB\n")
+    done = shell(
+        "read_config; say() { :; }\n"
+        f"ST_BACKEND={backend} ST_BYTES=1048576000 ROOT_SIZE=4294967296 ALGORITHM=lz4\n"
+        'budget && printf "fits, %s" "$ST_LIMIT" || printf "%s" "$reason"'
+    )
+    if short:
+        assert done.stdout.startswith(f"not enough RAM for {backend}: "), done.stdout
+        assert "1000 MiB reserve, 500 MiB headroom" in done.stdout
+    else:
+        assert done.stdout == f"fits, {(root_mib + 500) << 20}"
 
 
 # --- snapshot and overlay -------------------------------------------------------------------------
