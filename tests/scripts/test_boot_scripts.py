@@ -1042,6 +1042,12 @@ def test_an_error_of_dd_is_the_reason_and_not_its_figures(shell: Shell, tmp_path
     assert done.stdout == ("the copy failed: dd: writing to '/dev/full': No space left on device")
 
 
+def test_what_was_wrong_with_a_file_is_told_whatever_its_path(shell: Shell, tmp_path: Path) -> None:
+    said = f"cp: error reading './usr/lib/{'directory/' * 10}file': Input/output error"
+    (tmp_path / "run/ramboot/work/err.cp").write_text(f"{said}\ncp: more\n")
+    assert shell('copy_error; printf "%s" "$reason"').stdout == f"the copy failed: {said}"
+
+
 def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> None:
     a_tree(tmp_path)
     image = tmp_path / "source.img"

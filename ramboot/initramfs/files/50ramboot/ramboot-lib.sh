@@ -179,9 +179,9 @@ one_of() {
     return 1
 }
 
-# printable TEXT: without control characters and not longer than a line of the screen.
+# printable TEXT [LENGTH]: without control characters and not longer than a line of the screen.
 printable() {
-    printf '%s' "$1" | LC_ALL=C tr -c ' -~' '?' | cut -c 1-60
+    printf '%s' "$1" | LC_ALL=C tr -c ' -~' '?' | cut -c "1-${2:-60}"
 }
 
 # --- status.json ----------------------------------------------------------------------------
