@@ -29,7 +29,7 @@ root_check() {
         case $target in
             /var/lib/qubes | /var/lib/qubes/*)
                 [ "$ST_BACKEND" = snapshot ] && ! on_layer "$spec" || continue
-                reason="$target is on $spec, which ramboot's layer does not cover: qubes would go on writing there"
+                reason="$target is on $spec, which is not seen to lie on ramboot's layer (a volume of LVM is, by its name): qubes would go on writing there"
                 return 1
                 ;;
         esac
