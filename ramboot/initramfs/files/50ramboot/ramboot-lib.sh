@@ -35,7 +35,7 @@ screen() {
 
 # console_flows: Ctrl-S there would stop whoever writes to it, and with us the boot.
 console_flows() {
-    stty -ixon < "$P/dev/console" 2> /dev/null || :
+    stty -ixon 2> /dev/null < "$P/dev/console" || :
 }
 
 splash_running() {
