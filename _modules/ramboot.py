@@ -33,6 +33,10 @@ MIB = 1 << 20
 # margin, for a root that does not fit is worse than a warning.
 ZRAM_PERCENT = {"zstd": 55}
 ZRAM_PERCENT_OTHER = 68
+# zram's table has this part of the device's size; a store is at most so many times the RAM for it
+# (ramboot-copy.sh, need_bytes; ramboot-snapshot.sh).
+ZRAM_TABLE = 256
+SNAPSHOT_STORE_FACTOR = 8
 TMPFS_PERCENT = 104
 TMPFS_EXTRA_BYTES = 16 * MIB
 # What the same measurements lead one to expect, in percent.
@@ -232,6 +236,8 @@ def plan() -> dict[str, dict[str, Any]]:
     algorithm = "lz4" if chosen == "auto" else chosen
     found = {}
     zram_root = used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100
+    zram_root += _zram_size(settings, used) // ZRAM_TABLE
+    store_root = _store_size(settings, available) // ZRAM_TABLE
     tmpfs_root = used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES
     image_root, image_expected = _image_bytes(used)
     for backend, root, expected, name in (
@@ -239,7 +245,7 @@ def plan() -> dict[str, dict[str, Any]]:
         ("tmpfs", tmpfs_root, used * EXPECTED_PERCENT["tmpfs"] // 100, None),
         ("image", image_root, image_expected, None),
         # copies nothing: what it takes is what the session writes
-        ("snapshot", 0, 0, algorithm),
+        ("snapshot", store_root, store_root, algorithm),
         ("overlay", 0, 0, None),
     ):
         needed = root + spare
@@ -480,6 +486,26 @@ def _image_bytes(used: int) -> tuple[int, int]:
     size = image["bytes"] if image else used * IMAGE_PERCENT // 100
     expected = image["bytes"] if image else used * EXPECTED_PERCENT["image"] // 100
     return size + IMAGE_EXTRA_BYTES, expected
+
+
+def _zram_size(settings: dict[str, Any], used: int) -> int:
+    """How large the RAM root is made (ramboot-initramfs.sh, plan_zram)."""
+    size = settings["zram"]["size_mib"]
+    if size != "auto":
+        return size * MIB
+    if _root_mount()["fstype"] == "ext4":
+        room = os.statvfs(ROOT)
+        return room.f_blocks * room.f_frsize
+    return used * 115 // 100 + settings["memory"]["headroom_mib"] * 2 * MIB
+
+
+def _store_size(settings: dict[str, Any], available: int) -> int:
+    """How large the store of a snapshot is made, on a disk that is larger than that."""
+    size = settings["snapshot"]["store_mib"]
+    if size != "auto":
+        return size * MIB
+    room = available - settings["memory"]["reserve_mib"] * MIB
+    return max(0, room) * SNAPSHOT_STORE_FACTOR
 
 
 def _image_says() -> str:

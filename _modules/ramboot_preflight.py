@@ -167,7 +167,7 @@ def _layers(device: dict[str, Any]) -> tuple[list[str], str | None]:
             if any(child["type"] == "lvm" for child in below):
                 return layers, f"{name}, LUKS on a logical volume (LVM on LUKS is supported)"
             if "crypt" in layers:
-                return layers, f"{name}, LUKS on LUKS"
+                return layers, f"{name}, LUKS on LUKS, or with integrity"
             layers.append("crypt")
         elif _RAM_DISK.fullmatch(os.path.basename(name)):
             return layers, f"{name}, a RAM disk"

@@ -127,7 +127,7 @@ def test_no_configuration_is_an_error(shell: Shell) -> None:
 
 ASK = (
     "read_config; ST_BACKEND=zram ASK_NEEDED='1 GiB' ASK_AVAILABLE='2 GiB'\n"
-    'ask; echo "$answer $answered"'
+    'ASK_REFRESH_S=${REFRESH:-10}; console_flows; ask; echo "$answer $answered"'
 )
 
 
@@ -192,6 +192,29 @@ def test_a_key_right_after_a_wrong_answer_is_not_lost(shell: Shell, tmp_path: Pa
 def test_wrong_answers_end_in_an_ordinary_boot(shell: Shell, tmp_path: Path) -> None:
     wrong = [("left)", "maybe\r")] * 10
     assert asked(shell, tmp_path, *wrong, default="y")[:2] == ("n", "tries")
+
+
+# The keys that end, erase or stop a line; arrow up; more than a terminal's line holds (4096).
+@pytest.mark.parametrize(
+    "garbage",
+    ["y" * 5000, "\x1b[A", "\x16\x03", "\x07y", "\xff"],
+    ids=["long", "arrow", "interrupt", "bell", "not-ascii"],
+)
+def test_garbage_at_the_question_is_neither_an_answer_nor_enter(
+    shell: Shell, tmp_path: Path, garbage: str
+) -> None:
+    typed = [("left)", f"{garbage}\r"), ("Please", "n\r")]
+    got, decided, screen = asked(shell, tmp_path, *typed, default="y", timeout_s="20")
+    assert (got, decided) == ("n", "key")
+    assert "Please answer y or n" in screen
+
+
+@pytest.mark.parametrize("key", ["\x13", "\x04", "\x1a"], ids=["stop", "end-of-file", "suspend"])
+def test_no_key_keeps_the_boot_from_going_on(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("REFRESH", "1")
+    assert asked(shell, tmp_path, ("left)", key), timeout_s="3")[:2] == ("n", "time-out")
 
 
 @pytest.mark.parametrize("default", ["y", "n"])
@@ -559,11 +582,11 @@ def test_a_refused_boot_gets_the_roots_volumes_before_its_reason_is_shown(
     phases = text[text.index("\noff() {") : text.index("\n# build: make_root")]
     done = shell(
         "getarg() { printf zram; }\nfind_root() { reason=two; return 2; }\n"
-        "twin_boot() { printf 'volumes '; }\n"
+        "console_flows() { printf 'console '; }\ntwin_boot() { printf 'volumes '; }\n"
         'persistent() { printf \'%s %s\' "$ST_REQUESTED" "$reason"; }\n'
         f"{phases}\nopen_disk"
     )
-    assert done.stdout == "volumes zram two"
+    assert done.stdout == "console volumes zram two"
 
 
 @pytest.mark.parametrize(("first", "gone"), [("readable", False), ("zeros", False), (None, True)])
@@ -733,6 +756,7 @@ kernel_name() {
     readlink -f "$1" | sed 's|.*/||'
 }
 CONF_swap=$SWAP SOURCE_DISK=$P/dev/dm-0 ST_FSTYPE=btrfs ST_BACKEND=$BACKEND ROOT_KIND=$KIND
+ROOT_SPEC=qubes_dom0/root
 blkid() { printf '%s' "${UUID:-root}"; }
 getarg() { printf UUID=root; }
 """
@@ -772,7 +796,7 @@ def test_a_root_on_the_layer_itself_is_mounted_from_it_and_nothing_beside_it(
     names = {"SWAP": "session", "BACKEND": "snapshot", "KIND": "device"}
     assert rewritten(shell, tmp_path, fstab, **names) == [
         "/dev/mapper/ramboot-layer / btrfs subvol=root,compress=zstd 0 0",
-        "UUID=boot /boot ext4 defaults,noauto,nofail 1 0",
+        "UUID=boot /boot ext4 defaults,ro,noauto,nofail 1 0",
         "/dev/mapper/ramboot-layer /home btrfs subvol=home 0 0",
         "UUID=data /data ext4 defaults,nofail,noauto 0 0",
         "tmpfs /tmp tmpfs size=1G 0 0",
@@ -788,7 +812,12 @@ def test_with_lvm_on_the_layer_only_what_is_beside_it_stays_out(
         "UUID=in /home btrfs subvol=home 0 0\n"
         "UUID=in /pool xfs defaults 0 2\n"
         "/dev/mapper/qubes_dom0-later /more xfs defaults 0 2\n"
+        "/dev/qubes_dom0/later /again xfs defaults 0 2\n"
         "UUID=data /data ext4 defaults 0 2\n"
+        # still closed, not plugged in, another group's
+        "/dev/mapper/luks-2 /closed ext4 defaults 0 2\n"
+        "UUID=later /later ext4 defaults 0 2\n"
+        "/dev/mapper/qubes_dom0--2-data /other ext4 defaults 0 2\n"
         "/dev/mapper/qubes_dom0-swap none swap defaults 0 0\n"
         "UUID=swap none swap defaults 0 0\n"
     )
@@ -798,23 +827,74 @@ def test_with_lvm_on_the_layer_only_what_is_beside_it_stays_out(
         "UUID=in /home btrfs subvol=home,nofail 0 0",
         "UUID=in /pool xfs defaults,nofail 0 0",
         "/dev/mapper/qubes_dom0-later /more xfs defaults,nofail 0 0",
+        "/dev/qubes_dom0/later /again xfs defaults,nofail 0 0",
         "UUID=data /data ext4 defaults,nofail,noauto 0 0",
+        "/dev/mapper/luks-2 /closed ext4 defaults,nofail,noauto 0 0",
+        "UUID=later /later ext4 defaults,nofail,noauto 0 0",
+        "/dev/mapper/qubes_dom0--2-data /other ext4 defaults,nofail,noauto 0 0",
         "/dev/mapper/qubes_dom0-swap none swap defaults,nofail 0 0",
     ]
-    # encrypted swap is a partition's
-    assert "\nswap " not in (tmp_path / "root/etc/crypttab").read_text()
+
+
+DISK_UNITS = {
+    "data.mount": "[Mount]\nWhat=/dev/sda9\nWhere=/data\n",
+    "dev-sda8.swap": "[Swap]\nWhat=/dev/sda8\n",
+    "in.mount": "[Mount]\nWhat=UUID=in\nWhere=/in\n",
+    "share.mount": "[Mount]\nWhat=server:/share\nWhere=/share\n",
+    "file.swap": "[Swap]\nWhat=/file\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "disk", "opened", "masked"),
+    [
+        ("zram", "attached", ["swap", "other", "in", "file"], []),
+        ("zram", "readonly", ["file"], ["data.mount", "dev-sda8.swap", "in.mount"]),
+        ("tmpfs", "detached", ["file"], ["data.mount", "dev-sda8.swap", "in.mount"]),
+        ("snapshot", "attached", ["in", "file"], ["data.mount", "dev-sda8.swap"]),
+    ],
+)
+def test_nothing_is_opened_of_a_disk_that_must_not_be_written(
+    shell: Shell, tmp_path: Path, backend: str, disk: str, opened: list[str], masked: list[str]
+) -> None:
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/crypttab").write_text(
+        "luks-1 UUID=1 none\nswap /dev/sda9 /dev/urandom swap\nother UUID=data /key tmp=ext4\n"
+        "in UUID=in /key\nfile /file /key"
+    )
+    units = root / "etc/systemd/system"
+    for name, text in DISK_UNITS.items():
+        (units / name).write_text(text)
+    done = shell(
+        LAYERED + 'ST_DISK=$DISK; root_prepare "$P/root" && printf done || printf "%s" "$reason"',
+        SWAP="keep",
+        BACKEND=backend,
+        KIND="lvm",
+        DISK=disk,
+    )
+    assert done.stdout == "done", done.stdout + done.stderr
+    lines = (root / "etc/crypttab").read_text().splitlines()
+    assert [line.split()[0] for line in lines if line[0] != "#"] == opened
+    assert [name for name in DISK_UNITS if (units / name).is_symlink()] == masked
 
 
 @pytest.mark.parametrize(
     ("backend", "spec", "refused"),
-    [("snapshot", "data", True), ("snapshot", "in", False), ("zram", "data", False)],
+    [
+        ("snapshot", "UUID=data", True),
+        ("snapshot", "UUID=in", False),
+        ("snapshot", "UUID=later", True),
+        ("snapshot", "/dev/mapper/qubes_dom0-later", False),
+        ("zram", "UUID=data", False),
+    ],
 )
 def test_a_snapshot_without_the_qubes_is_refused(
     shell: Shell, tmp_path: Path, backend: str, spec: str, refused: bool
 ) -> None:
     root = a_root(tmp_path)
     devices(tmp_path)
-    (root / "etc/fstab").write_text(f"UUID={spec} /var/lib/qubes xfs defaults 0 2\n")
+    (root / "etc/fstab").write_text(f"{spec} /var/lib/qubes xfs defaults 0 2\n")
     done = shell(
         LAYERED + 'root_check "$P/root" && printf good || printf "%s" "$reason"',
         SWAP="session",
@@ -822,8 +902,8 @@ def test_a_snapshot_without_the_qubes_is_refused(
         KIND="lvm",
     )
     said = (
-        "/var/lib/qubes is on UUID=data, which ramboot's layer does not cover: qubes would go on"
-        " writing there"
+        f"/var/lib/qubes is on {spec}, which is not seen to lie on ramboot's layer (a volume of LVM"
+        " is, by its name): qubes would go on writing there"
     )
     assert done.stdout == (said if refused else "good")
 
@@ -1019,6 +1099,12 @@ def test_an_error_of_dd_is_the_reason_and_not_its_figures(shell: Shell, tmp_path
     assert done.stdout == ("the copy failed: dd: writing to '/dev/full': No space left on device")
 
 
+def test_what_was_wrong_with_a_file_is_told_whatever_its_path(shell: Shell, tmp_path: Path) -> None:
+    said = f"cp: error reading './usr/lib/{'directory/' * 10}file': Input/output error"
+    (tmp_path / "run/ramboot/work/err.cp").write_text(f"{said}\ncp: more\n")
+    assert shell('copy_error; printf "%s" "$reason"').stdout == f"the copy failed: {said}"
+
+
 def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> None:
     a_tree(tmp_path)
     image = tmp_path / "source.img"
@@ -1044,6 +1130,46 @@ def test_a_block_copy_is_the_same_file_system(shell: Shell, tmp_path: Path) -> N
         for path in (image, tmp_path / "copy.img")
     ]
     assert heads[0] == heads[1]
+
+
+# The piece with that percentage of what is copied can't be read: the memory of a process is such.
+BROKEN = """
+PIECE_BYTES=4194304 SOURCE_ROOT=$P/source.img ROOT_ZRAM=7 WORKERS=
+dd() {
+    for word; do
+        case $word in skip=*) at=${word#skip=} ;; count=*) length=${word#count=} ;; esac
+    done
+    [ "$at" != "$(awk -v at="$AT" '{ start[NR] = $1; sum += $2; end[NR] = sum }
+        END {
+            for (i = 1; i <= NR && end[i] < sum * at / 100; i++);
+            print start[i]
+        }' "$RUN/work/pieces")" ] \\
+        || { command dd if=/proc/self/mem of=/dev/null count=1; return; }
+    command dd if="$SOURCE_ROOT" of="$P/copy.img" bs=1M iflag=skip_bytes,count_bytes \\
+        oflag=seek_bytes conv=notrunc skip="$at" seek="$at" count="$length"
+}
+build_blocks && printf copied || printf '%s' "$reason"
+printf '|%s' "$WORKERS" $(jobs -p)
+"""
+
+
+@pytest.mark.parametrize("at", [10, 50, 99, 101])
+def test_a_block_copy_ends_at_a_read_error_wherever_it_is(
+    shell: Shell, tmp_path: Path, at: int
+) -> None:
+    a_tree(tmp_path)
+    (tmp_path / "etc/data").write_bytes(os.urandom(40 << 20))
+    (tmp_path / "sys/block/zram7").mkdir(parents=True)
+    (tmp_path / "sys/block/zram7/stat").write_text("0 0 0 0 0 0 0 0\n")
+    for name in ("source.img", "copy.img"):
+        with (tmp_path / name).open("wb") as stream:
+            stream.truncate(96 << 20)
+    image = tmp_path / "source.img"
+    subprocess.run(["mkfs.ext4", "-q", "-d", tmp_path / "etc", image], check=True)
+    done = shell(COPY + BROKEN, AT=str(at))
+    error = "the copy failed: dd: error reading '/proc/self/mem': Input/output error"
+    # nobody goes on reading
+    assert done.stdout == (f"{error}|" if at <= 100 else "copied|"), done.stdout + done.stderr
 
 
 # e2fsprogs 1.47
@@ -1075,6 +1201,30 @@ def test_what_a_journal_allocated_ahead_leaves_the_copy(shell: Shell, tmp_path: 
         f"-p -o 2125824 -l 4096 {journal}",
         f"-p -o 2129920 -l 6258688 {journal}",
     ]
+
+
+@pytest.mark.parametrize("short", [0, 1])
+@pytest.mark.parametrize(
+    ("backend", "root_mib"),
+    # of 1000 MiB, in a zram device or a store of 4096 MiB
+    [("zram", 680 + 16), ("tmpfs", 1040 + 16), ("snapshot", 16), ("overlay", 0)],
+)
+def test_ram_that_is_one_page_short_is_refused(
+    shell: Shell, tmp_path: Path, backend: str, root_mib: int, short: int
+) -> None:
+    config(tmp_path, reserve_mib="1000", headroom_mib="500")
+    needed_kib = (root_mib + 1500) << 10
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {needed_kib - 4 * short} kB\n")
+    done = shell(
+        "read_config; say() { :; }\n"
+        f"ST_BACKEND={backend} ST_BYTES=1048576000 ROOT_SIZE=4294967296 ALGORITHM=lz4\n"
+        'budget && printf "fits, %s" "$ST_LIMIT" || printf "%s" "$reason"'
+    )
+    if short:
+        assert done.stdout.startswith(f"not enough RAM for {backend}: "), done.stdout
+        assert "1000 MiB reserve, 500 MiB headroom" in done.stdout
+    else:
+        assert done.stdout == f"fits, {(root_mib + 500) << 20}"
 
 
 # --- snapshot and overlay -------------------------------------------------------------------------
@@ -1334,6 +1484,12 @@ def test_the_systems_lvm_must_see_the_seal_alone(shell: Shell, seen: str, alone:
 # --- which disk policy ----------------------------------------------------------------------------
 
 
+def decide() -> str:
+    """The functions that decide, from the program."""
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    return text[text.index("\ndecide() {") : text.index("\nask_user() {")]
+
+
 @pytest.mark.parametrize(
     ("backend", "disk", "root", "reason"),
     [
@@ -1367,10 +1523,62 @@ def test_disk_policies_and_what_contradicts_them(
         arguments = ""
         if disk == "sealed":
             reason = f"the configuration {tmp_path}/etc/ramboot/ramboot.conf has a line"
-    text = (MODULE / "ramboot-initramfs.sh").read_text()
-    decide = text[text.index("\ndecide() {") : text.index("\nask_user() {")]
     done = shell(
-        f"getarg() {{ case $1 in {arguments} *) return 1 ;; esac; }}\n{decide}\n"
-        f'ROOT_KIND={root}; decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"'
+        f"getarg() {{ case $1 in {arguments} *) return 1 ;; esac; }}\n"
+        f"getargs() {{ :; }}\n{decide()}\nROOT_KIND={root}\n"
+        'decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"'
     )
     assert done.stdout.startswith(reason or f"{backend} {disk}"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["to-come", "there"])
+@pytest.mark.parametrize("argument", ["rd.lvm.lv=other/swap", "rd.lvm.vg=other"])
+@pytest.mark.parametrize(
+    ("backend", "disk", "root", "refused"),
+    [
+        ("snapshot", "attached", "lvm", True),
+        ("zram", "readonly", "lvm", True),
+        ("tmpfs", "detached", "lvm", True),
+        ("zram", "attached", "lvm", False),
+        ("overlay", "attached", "lvm", False),
+        # closed at the very end, when nobody waits any more
+        ("zram", "detached", "device", False),
+    ],
+)
+def test_a_volume_that_would_never_come_is_not_waited_for(
+    shell: Shell,
+    tmp_path: Path,
+    backend: str,
+    disk: str,
+    root: str,
+    refused: bool,
+    argument: str,
+    there: bool,
+) -> None:
+    config(tmp_path)
+    name, _, value = argument.partition("=")
+    if there:
+        (tmp_path / "dev" / value).mkdir(parents=True)
+    done = shell(
+        "getarg() { case $1 in ramboot=) printf $BACKEND ;; *.disk=) printf $DISK ;; esac; }\n"
+        "getargs() { [ $1 != rd.lvm.lv ] || printf '%s\\n' vg/root vg/swap\n"
+        f"    [ $1 != {name} ] || printf {value}; }}\n{decide()}\n"
+        f'ROOT_KIND={root} ROOT_SPEC=vg/root; decide && printf go || printf "%s" "$reason"',
+        BACKEND=backend,
+        DISK=disk,
+    )
+    said = f"the kernel line asks for {value}, which is not in the root's volume group"
+    assert done.stdout.startswith(said if refused and not there else "go"), done.stdout
+
+
+@pytest.mark.parametrize("timeout", ["soon", "-1", "1e9", "86401", "9" * 30, "$(reboot)"])
+def test_a_timeout_that_is_none_ends_in_a_persistent_boot(
+    shell: Shell, tmp_path: Path, timeout: str
+) -> None:
+    config(tmp_path)
+    done = shell(
+        f"getarg() {{ [ $1 != ramboot.timeout= ] || printf '%s' '{timeout}'; }}\n"
+        f"getargs() {{ :; }}\n{decide()}\nask_user() {{ printf asked; }}\n"
+        'decide && printf go || printf "%s" "$reason"'
+    )
+    assert done.stdout == f"ramboot.timeout={timeout} is not a number of seconds"

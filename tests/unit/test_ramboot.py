@@ -208,8 +208,10 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
         "grub": {"dom0_mem_max_mib": 10240},
     }
     used, spare = 5 * GIB, 1500 * MIB
-    zram, tmpfs = used * 68 // 100, used * 104 // 100 + 16 * MIB
+    # with the table of a device of 20 GiB, and of a store of eight times the room for it
+    zram, tmpfs = used * 68 // 100 + 80 * MIB, used * 104 // 100 + 16 * MIB
     available = 10 * GIB * 95 // 100
+    store = (available - 1000 * MIB) // 32
     common = {
         "available_bytes": available,
         "fits": True,
@@ -226,7 +228,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "root_bytes": zram,
             "expected_bytes": used * 62 // 100,
             "algorithm": "lz4",
-            "says": "4981 MiB of RAM needed, 9728 MiB available: fits",
+            "says": "5061 MiB of RAM needed, 9728 MiB available: fits",
             **common,
         },
         "tmpfs": {
@@ -246,11 +248,11 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             **common,
         },
         "snapshot": {
-            "needed_bytes": spare,
-            "root_bytes": 0,
-            "expected_bytes": 0,
+            "needed_bytes": store + spare,
+            "root_bytes": store,
+            "expected_bytes": store,
             "algorithm": "lz4",
-            "says": "1500 MiB of RAM needed, 9728 MiB available: fits",
+            "says": "1772 MiB of RAM needed, 9728 MiB available: fits",
             **(common | {"fits_now": True}),
         },
         "overlay": {
@@ -268,7 +270,20 @@ def test_plan_says_when_it_does_not_fit(world, ramboot):
     world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 4096}}
     found = ramboot.plan()
     assert [found[backend]["fits"] for backend in ("zram", "tmpfs")] == [False, False]
-    assert found["zram"]["says"] == "5529 MiB of RAM needed, 3891 MiB available: does not fit"
+    assert found["zram"]["says"] == "5609 MiB of RAM needed, 3891 MiB available: does not fit"
+
+
+def test_plan_reckons_with_sizes_of_the_pillar(world, system, ramboot):
+    world.pillar["ramboot"] = {"zram": {"size_mib": 10240}, "snapshot": {"store_mib": 5120}}
+    found = ramboot.plan()
+    assert found["zram"]["root_bytes"] == 5 * GIB * 68 // 100 + 40 * MIB
+    assert found["snapshot"]["root_bytes"] == 20 * MIB
+    # copied as files
+    del world.pillar["ramboot"]["zram"]
+    rooted(system, "xfs")
+    assert found["zram"]["source_bytes"] == 5 * GIB
+    size = 5 * GIB * 115 // 100 + 2 * GIB
+    assert ramboot.plan()["zram"]["root_bytes"] == 5 * GIB * 68 // 100 + size // 256
 
 
 def test_plan_takes_todays_memory_where_grub_keeps_it(world, ramboot):
@@ -280,7 +295,7 @@ def test_plan_takes_todays_memory_where_grub_keeps_it(world, ramboot):
 def test_plan_knows_that_zstd_is_smaller(world, ramboot):
     world.pillar["ramboot"] = {"zram": {"algorithm": "zstd"}}
     found = ramboot.plan()["zram"]
-    assert (found["algorithm"], found["root_bytes"]) == ("zstd", 5 * GIB * 55 // 100)
+    assert (found["algorithm"], found["root_bytes"]) == ("zstd", 5 * GIB * 55 // 100 + 80 * MIB)
     assert found["expected_bytes"] == 5 * GIB * 48 // 100
 
 

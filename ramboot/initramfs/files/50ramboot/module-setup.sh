@@ -32,7 +32,7 @@ install() {
         wc xargs
     # what only one kind of root needs; the boot scripts probe for them and say what lacks
     inst_multiple -o dumpe2fs e2fsck fallocate filefrag fstrim mkfs.ext4 tune2fs lvm xfs_repair btrfs \
-        modprobe plymouth systemctl
+        modprobe plymouth stty systemctl
 
     for name in lib ask source twin copy root snapshot overlay seal state image; do
         inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"

@@ -109,7 +109,9 @@ read_console() {
             return 1
             ;;
     esac
-    ANSWER_LINE=$(printf '%s' "${line%.0}" | LC_ALL=C tr -dc ' -~' | sed 's/^ *//; s/ *$//' | cut -c 1-20)
+    # what is no text is no Enter either
+    ANSWER_LINE=$(printf '%s' "${line%.0}" | tr -d '\r\n' | LC_ALL=C tr -c ' -~' '?' \
+        | sed 's/^ *//; s/ *$//' | cut -c 1-20)
 }
 
 # read_key END: 0: a key; 1: the time is over; 2: no splash any more.

@@ -317,9 +317,9 @@ collect_workers() {
     }
 }
 
-# copy_error: the first thing that a worker had to say.
+# copy_error: the first thing that a worker had to say, what was wrong at its end.
 copy_error() {
-    reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)")"
+    reason="the copy failed: $(printable "$(cat "$RUN"/work/err.* 2> /dev/null | head -n 1)" 200)"
 }
 
 # --- blocks ---------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ decide() {
             return 1
             ;;
     esac
+    [ "$ST_BACKEND" != snapshot ] && [ "$ST_DISK" = attached ] || volumes_known || return 1
     if [ -n "$timeout" ]; then
         is_number "$timeout" && [ "$timeout" -le 86400 ] || {
             reason="ramboot.timeout=$(printable "$timeout") is not a number of seconds"
@@ -89,6 +90,20 @@ decide() {
     fi
     [ "$ST_REQUESTED" = ask ] || return 0
     ask_user
+}
+
+# volumes_known: dracut waits for each volume that the kernel line names. One of another group that is
+# not there yet would never come, for LVM sees one device alone from here on.
+volumes_known() {
+    local group volume
+    [ "$ROOT_KIND" = lvm ] || return 0
+    group=${ROOT_SPEC%%/*}
+    for volume in $(getargs rd.lvm.lv) $(getargs rd.lvm.vg); do
+        [ "${volume%%/*}" = "$group" ] || [ -e "$P/dev/$volume" ] || {
+            reason="the kernel line asks for $(printable "$volume"), which is not in the root's volume group and not there yet: only the disk policy attached without snapshot could wait for it"
+            return 1
+        }
+    done
 }
 
 ask_user() {
@@ -238,6 +253,7 @@ open_disk() {
     fi
     mkdir -p "$RUN"
     : > "$RUN/decided"
+    console_flows
     phase decide
     if [ -n "$reason" ] || ! decide; then
         twin_boot

@@ -33,6 +33,11 @@ screen() {
     splash_say "$*"
 }
 
+# console_flows: Ctrl-S there would stop whoever writes to it, and with us the boot.
+console_flows() {
+    stty -ixon 2> /dev/null < "$P/dev/console" || :
+}
+
 splash_running() {
     command -v plymouth > /dev/null 2>&1 && timeout 2 plymouth --ping 2> /dev/null
 }
@@ -174,9 +179,9 @@ one_of() {
     return 1
 }
 
-# printable TEXT: without control characters and not longer than a line of the screen.
+# printable TEXT [LENGTH]: without control characters and not longer than a line of the screen.
 printable() {
-    printf '%s' "$1" | LC_ALL=C tr -c ' -~' '?' | cut -c 1-60
+    printf '%s' "$1" | LC_ALL=C tr -c ' -~' '?' | cut -c "1-${2:-60}"
 }
 
 # --- status.json ----------------------------------------------------------------------------

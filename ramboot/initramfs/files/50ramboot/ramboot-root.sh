@@ -28,8 +28,8 @@ root_check() {
         on_disk "$spec" "$type" || continue
         case $target in
             /var/lib/qubes | /var/lib/qubes/*)
-                [ "$ST_BACKEND" = snapshot ] && beside_layer "$spec" || continue
-                reason="$target is on $spec, which ramboot's layer does not cover: qubes would go on writing there"
+                [ "$ST_BACKEND" = snapshot ] && ! on_layer "$spec" || continue
+                reason="$target is on $spec, which is not seen to lie on ramboot's layer (a volume of LVM is, by its name): qubes would go on writing there"
                 return 1
                 ;;
         esac
@@ -56,16 +56,25 @@ on_disk() {
     return 1
 }
 
-# beside_layer SPEC: whether a device that fstab names is there and is none of the layer's. Volumes
-# of LVM that are not there yet can only come from the layer.
-beside_layer() {
-    local device
-    ! root_on_layer "$1" || return 1
+# on_layer SPEC: whether what fstab or crypttab names lies on the layer. What is not there yet may be
+# anything, a disk that wakes up late or is still encrypted, but for a volume of the root's group.
+on_layer() {
+    local device group
+    ! root_on_layer "$1" || return 0
     device=$(root_device "$1")
-    [ -e "$device" ] || return 1
-    device=$(kernel_name "$device")
-    [ "$device" != "$(kernel_name "/dev/mapper/$LAYER")" ] \
-        && ! depends_on "$device" "$(kernel_name "/dev/mapper/$LAYER")"
+    if [ -e "$device" ]; then
+        device=$(kernel_name "$device")
+        [ "$device" = "$(kernel_name "/dev/mapper/$LAYER")" ] \
+            || depends_on "$device" "$(kernel_name "/dev/mapper/$LAYER")"
+        return
+    fi
+    [ "$ROOT_KIND" = lvm ] || return 1
+    group=${ROOT_SPEC%%/*}
+    case $1 in
+        "/dev/mapper/$(dm_name "$group/")-"*) return 1 ;;
+        "/dev/$group/"* | "/dev/mapper/$(dm_name "$group/")"*) return 0 ;;
+    esac
+    return 1
 }
 
 # root_on_layer SPEC: whether it names the file system that is on the layer itself.
@@ -84,6 +93,8 @@ root_prepare() {
     rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && {
         [ "$CONF_swap" = keep ] || no_swap "$1"
     } && {
+        disk_may_be_used || mask_disk_units "$1"
+    } && {
         [ "$ST_DISK" != readonly ] || layer_lvm_config "$1" "$SEAL"
     } || {
         reason="${reason:-the copy could not be prepared}"
@@ -97,8 +108,8 @@ replace_file() {
 }
 
 # rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay
-# unmounted, qubes' volumes may lack. Nothing is mounted of a disk that is sealed or gone; /boot by
-# hand is read-only then. With snapshot nothing is mounted that the layer does not cover.
+# unmounted, qubes' volumes may lack. Nothing is mounted of a disk that is sealed or gone, with
+# snapshot nothing that the layer does not cover; /boot by hand is read-only then.
 rewrite_fstab() {
     local spec target beside=' ' covered=' '
     [ -f "$1/etc/fstab" ] || return 0
@@ -106,14 +117,14 @@ rewrite_fstab() {
         while read -r spec target _ || [ -n "$spec" ]; do
             if root_on_layer "$spec" || [ "$ROOT_KIND$target" = device/ ]; then
                 covered="$covered$spec "
-            elif beside_layer "$spec"; then
+            elif on_disk "$spec" "" && ! on_layer "$spec"; then
                 beside="$beside$spec "
             fi
         done < "$1/etc/fstab"
     fi
     BESIDE=$beside COVERED=$covered LAYER_DEVICE=/dev/mapper/$LAYER awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
         -v lost="$(! one_of "$ST_DISK" readonly detached || printf ',noauto')" \
-        -v boot="$(! one_of "$ST_DISK" readonly detached || printf ',ro')" '
+        -v boot="$(disk_may_be_used || printf ',ro')" '
         /^[ \t]*(#|$)/ { print; next }
         { beside = index(ENVIRON["BESIDE"], " " $1 " ") }
         index(ENVIRON["COVERED"], " " $1 " ") { $1 = ENVIRON["LAYER_DEVICE"]; $6 = 0; print; next }
@@ -133,16 +144,44 @@ same_btrfs_uuid() {
 }
 
 # rewrite_crypttab: the disk is open already; a second systemd-cryptsetup would ask again.
-# Encrypted swap is swap.
+# Encrypted swap is swap. Nothing is opened of a disk that is sealed or gone, nor beside the layer of
+# snapshot: swap and tmp would even be formatted.
 rewrite_crypttab() {
-    local disk
+    local disk name source closed=' '
     [ -f "$1/etc/crypttab" ] || return 0
     disk=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null)
-    # with snapshot it would be beside the layer
-    awk -v disk="$disk" -v keep="$([ "$ST_BACKEND" = snapshot ] || printf '%s' "$CONF_swap")" '
+    if ! disk_may_be_used; then
+        while read -r name source _ || [ -n "$name" ]; do
+            ! on_disk "$source" '' || unit_may_stay "$source" || closed="$closed$source "
+        done < "$1/etc/crypttab"
+    fi
+    CLOSED=$closed awk -v disk="$disk" -v keep="$CONF_swap" '
         /^[ \t]*(#|$)/ { print; next }
-        (disk != "" && $1 == disk) || (keep != "keep" && $4 ~ /(^|,)swap(,|$)/) { print "# RAM session: " $0; next }
+        (disk != "" && $1 == disk) || index(ENVIRON["CLOSED"], " " $2 " ") || (keep != "keep" && $4 ~ /(^|,)swap(,|$)/) {
+            print "# RAM session: " $0; next
+        }
         { print }' "$1/etc/crypttab" | replace_file "$1/etc/crypttab"
+}
+
+# disk_may_be_used: whether what is beside the root's copy is none of our business.
+disk_may_be_used() {
+    [ "$ST_BACKEND" != snapshot ] && ! one_of "$ST_DISK" readonly detached
+}
+
+# unit_may_stay SPEC: whether the session may use that disk, where disk_may_be_used says no.
+unit_may_stay() {
+    [ "$ST_BACKEND" = snapshot ] && on_layer "$1"
+}
+
+# mask_disk_units DIRECTORY: mounts and swap that are in no fstab.
+mask_disk_units() {
+    local unit source
+    for unit in "$1"/etc/systemd/system/*.mount "$1"/etc/systemd/system/*.swap; do
+        [ -f "$unit" ] || continue
+        source=$(sed -n 's/^What=//p' "$unit" | tail -n 1)
+        ! on_disk "$source" '' || unit_may_stay "$source" \
+            || mask "$1/etc/systemd/system" "${unit##*/}" || return 1
+    done
 }
 
 # mask DIRECTORY UNIT...: a link to /dev/null, which is what systemctl mask makes.
