@@ -680,16 +680,10 @@ def _locked(directory: str) -> Iterator[None]:
 # The snapshot
 
 
-@contextlib.contextmanager
-def _snapshot(exclude: list[str]) -> Iterator[str]:
-    """The root as it is now, mounted; it is gone afterwards."""
+def _snapshot(exclude: list[str]) -> contextlib.AbstractContextManager[str]:
+    """The root as it is now, mounted meanwhile; _drop_snapshots removes it."""
     layout = __salt__["ramboot_preflight.root_layout"]()
-    taken = _btrfs_snapshots(layout, exclude) if _on_btrfs(layout) else _thin_snapshot()
-    try:
-        with taken as source:
-            yield source
-    finally:
-        _drop_snapshots()
+    return _btrfs_snapshots(layout, exclude) if _on_btrfs(layout) else _thin_snapshot()
 
 
 def _on_btrfs(layout: dict[str, Any] | None = None) -> bool:

@@ -98,7 +98,7 @@ def test_a_root_from_an_image_runs_without_the_disk(
     assert dom0.disk_unchanged()
 
 
-# A subvolume that fstab mounts, one that lies in / and is mounted nowhere, and one that is excluded.
+# A subvolume that fstab mounts, one that lies in /, and one that is excluded.
 SUBVOLUMES = """set -e
 device=$(findmnt -vno SOURCE /)
 mount -o subvolid=5 "$device" /mnt
