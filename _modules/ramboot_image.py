@@ -207,14 +207,16 @@ def impediments(layout: dict[str, Any] | None = None) -> list[str]:
         salt-call --local ramboot_image.impediments
     """
     layout = layout or __salt__["ramboot_preflight.root_layout"]()
-    folders = _paths()["commands"]
-    found = []
     # squashfs-tools is in Fedora's repositories and not in comps-dom0.xml (qubes-qubes-release)
-    if not any(os.access(os.path.join(folder, "mksquashfs"), os.X_OK) for folder in folders):
-        found.append(
-            "the backend image needs mksquashfs, which is not installed; in dom0:"
-            " sudo qubes-dom0-update squashfs-tools"
-        )
+    needed = {"mksquashfs": "squashfs-tools"}
+    if _on_btrfs(layout):
+        needed["btrfs"] = "btrfs-progs"
+    found = [
+        f"the backend image needs {program}, which is not installed; in dom0:"
+        f" sudo qubes-dom0-update {package}"
+        for program, package in needed.items()
+        if not _installed(program)
+    ]
     if not _on_btrfs(layout) and layout["kind"] != "lvm-thin":
         found.append(
             "the backend image needs a root on LVM thin or btrfs, to build from a snapshot of it;"
@@ -698,6 +700,9 @@ def _snapshots() -> dict[str, list[str]]:
     """
     name = _known()["snapshot"]
     if _on_btrfs():
+        # without its program there can be none
+        if not _installed("btrfs"):
+            return {}
         listed = _run(["btrfs", "subvolume", "list", "-r", "-s", ROOT])
         line = re.compile(rf"^ID (\d+) .* top level 5 .* path ({re.escape(name)}-\d+)$", re.M)
         # before it is committed, a power cut would bring it back
@@ -836,6 +841,11 @@ def _run(command: list[str]) -> str:
         name = "mksquashfs" if "mksquashfs" in command else command[0]
         raise CommandExecutionError(f"{name} failed ({done['retcode']}): {' '.join(said[-3:])}")
     return done["stdout"]
+
+
+def _installed(program: str) -> bool:
+    folders = _paths()["commands"]
+    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in folders)
 
 
 def _boot_script(name: str) -> str:

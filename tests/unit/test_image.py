@@ -454,6 +454,7 @@ def btrfs(world, lvm, image, monkeypatch):
     )
     blkid = world.write("bin/blkid", '#!/bin/sh\n[ "$6" = /dev/dm-0 ] && echo root\n', mode=0o755)
     monkeypatch.setenv("PATH", f"{blkid.parent}:{os.environ['PATH']}")
+    world.write("/usr/bin/btrfs", mode=0o755)
     world.salt["cmd.run_all"] = btrfs.run_all
     world.salt["ramboot_preflight.root_layout"] = lambda: {
         "source": "/dev/dm-0",
@@ -544,6 +545,18 @@ def test_what_a_cut_off_build_left_on_btrfs_is_told_and_removed(world, btrfs, im
     )
     assert ret["result"] is True
     assert btrfs.snapshots == []
+
+
+def test_btrfs_without_its_program_has_no_snapshots_and_is_not_built_from(world, btrfs, image):
+    (world.root / "usr/bin/btrfs").unlink()
+    assert image.remains() == []
+    with pytest.raises(CommandExecutionError) as refused:
+        image.build()
+    assert str(refused.value) == (
+        "no image was built: the backend image needs btrfs, which is not installed; in dom0:"
+        " sudo qubes-dom0-update btrfs-progs"
+    )
+    assert btrfs.calls == []
 
 
 def test_room_on_btrfs_is_what_is_free_there_for_what_a_copy_would_hold(btrfs, image):
