@@ -772,10 +772,12 @@ def _btrfs_snapshots(layout: dict[str, Any], exclude: list[str]) -> Iterator[str
         return ["-t", "btrfs", "-o", f"{mode},{_HARMLESS}{option}", layout["source"]]
 
     def taken(place: str) -> list[str]:
-        if os.lstat(live + place).st_ino == _NO_SUBVOLUME:
-            # lost in a snapshot that the user made. All that is empty so has one inode and any
-            # time, which neither mksquashfs nor the proof could bear
-            return ["-t", "tmpfs", "-o", f"ro,{_HARMLESS},mode=0755", "tmpfs"]
+        if {os.path.join(live + place, name) for name in os.listdir(live + place)} <= excluded:
+            # Nothing to be kept: with a swap file in use there can be no snapshot; and one that the
+            # user made lost it, as _lost says, and has one inode and any time for all of those
+            info = os.lstat(live + place)
+            how = f"mode={stat_module.S_IMODE(info.st_mode):o},uid={info.st_uid},gid={info.st_gid}"
+            return ["-t", "tmpfs", "-o", f"ro,{_HARMLESS},{how}", "tmpfs"]
         name = f"{_known()['snapshot']}-{next(numbers)}"
         _run(["btrfs", "subvolume", "snapshot", "-r", live + place, os.path.join(top, name)])
         return of(f",subvol=/{name}")
@@ -791,6 +793,7 @@ def _btrfs_snapshots(layout: dict[str, Any], exclude: list[str]) -> Iterator[str
         fstab = _fstab_subvolumes(live, layout["source"])
         for place, option in fstab:
             _run(["mount", *of(option), live + place])
+        excluded = set(_excluded(live, exclude))
         source = mounts.enter_context(_mounted(taken(""), "source"))
         cover([place for place, _ in fstab])
         while lost := _lost(source, set(_excluded(source, exclude))):

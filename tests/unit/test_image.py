@@ -358,14 +358,15 @@ class Btrfs(Lvm):
     something is mounted there.
     """
 
-    # The first is mounted by fstab, the last was lost in a snapshot of the user's.
-    PLACES = ("/home", "/srv/nested", "/srv/nested/deep", "/srv/excluded", "/srv/lost")
+    # The first is mounted by fstab; of the last three there is nothing to keep, of the very last
+    # for it was lost in a snapshot of the user's.
+    PLACES = ("/home", "/srv/nested", "/srv/nested/deep", "/srv/excluded", "/srv/swap", "/srv/lost")
 
     def __init__(self, world, top: Path, mounts: str):
         super().__init__(world, top)
         self.mounts = mounts
         self.within = {place: top.parent / place.strip("/").replace("/", "-")
-                       for place in self.PLACES[:-2]}  # fmt: skip
+                       for place in self.PLACES[:-3]}  # fmt: skip
         self.mounted: list[str] = []
         # snapshots are the last two words of their lines, which others are not
         self.snapshots = []
@@ -379,8 +380,6 @@ class Btrfs(Lvm):
     def lstat(self, path, **how):
         kind, _, place = str(path).removeprefix(f"{self.mounts}/").partition("/")
         place = f"/{place}"
-        if kind == "live" and place in self.PLACES:
-            return SimpleNamespace(st_ino=2 if place == "/srv/lost" else 256)
         info = self.real_lstat(path, **how)
         # but for what lies elsewhere and is mounted on a directory of the root
         if kind == "source" and place in self.PLACES[1:] and place not in self.mounted:
@@ -414,10 +413,17 @@ class Btrfs(Lvm):
             if not place:
                 (Path(target) / "etc").mkdir()
                 shutil.copy(self.top / "etc/fstab", Path(target) / "etc")
+                for place in self.PLACES:
+                    (Path(target) / place[1:]).mkdir(parents=True)
+                    if place != "/srv/lost":
+                        (Path(target) / place[1:] / "note").touch()
+                (Path(target) / "srv/swap").chmod(0o700)
         elif kind == "top":
             assert options == "rw,nodev,nosuid,noexec,subvolid=5"
         elif device == "tmpfs":
             self.mounted.append(f"/{place}")
+            mode = "700" if place == "srv/swap" else "755"
+            assert options == f"ro,nodev,nosuid,noexec,mode={mode},uid=0,gid=0"
         else:
             assert options.endswith(f",subvol=/{self.snapshots[-1]}")
             os.rmdir(target)
@@ -463,7 +469,7 @@ def btrfs(world, lvm, image, monkeypatch):
         "kind": "partition",
     }
     world.salt["ramboot.source_bytes"] = lambda _exclude: (2048 * MIB, 0)
-    world.pillar["ramboot"]["copy"] = {"exclude": ["/srv/excluded", "/tmp/*"]}
+    world.pillar["ramboot"]["copy"] = {"exclude": ["/srv/excluded", "/srv/swap/*", "/tmp/*"]}
     monkeypatch.setattr(os, "lstat", btrfs.lstat)
     btrfs.module, btrfs.usage = image, lvm.usage
     return btrfs
@@ -474,8 +480,8 @@ def test_an_image_of_btrfs_holds_each_subvolume_that_a_copy_would(world, btrfs, 
     out = unpacked(world, tmp_path)
     for place in ("home", "srv/nested", "srv/nested/deep"):
         assert (out / place / "note").read_text() == f"/{place}"
-    assert contents(out / "srv") == ["lost", "nested"]
-    assert contents(out / "srv/lost") == []
+    assert contents(out / "srv") == ["lost", "nested", "swap"]
+    assert contents(out / "srv/lost") == contents(out / "srv/swap") == []
     live, top = f"{btrfs.mounts}/live", f"{btrfs.mounts}/top"
     # of the disk's subvolumes, as the boot mounts them; not of what is mounted now
     mounts = [call[-3:] for call in btrfs.calls if call[0] == "mount"]
