@@ -773,8 +773,8 @@ def _btrfs_snapshots(layout: dict[str, Any], exclude: list[str]) -> Iterator[str
 
     def taken(place: str) -> list[str]:
         if {os.path.join(live + place, name) for name in os.listdir(live + place)} <= excluded:
-            # Nothing to be kept: with a swap file in use there can be no snapshot; and one that the
-            # user made lost it, as _lost says, and has one inode and any time for all of those
+            # Nothing in it is kept. With a swap file in use no snapshot can be made; and all that
+            # is lost in snapshots of the user's has one inode between them, and any time.
             info = os.lstat(live + place)
             how = f"mode={stat_module.S_IMODE(info.st_mode):o},uid={info.st_uid},gid={info.st_gid}"
             return ["-t", "tmpfs", "-o", f"ro,{_HARMLESS},{how}", "tmpfs"]
