@@ -225,7 +225,7 @@ def plan() -> dict[str, dict[str, Any]]:
         qubesctl ramboot.plan
     """
     settings = __salt__["ramboot_config.load"]()
-    used, excluded = _source_bytes(settings["copy"]["exclude"])
+    used, excluded = source_bytes(settings["copy"]["exclude"])
     qubes = __salt__["ramboot_qubes.budget"]()
     used += qubes["pending_bytes"]
     spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
@@ -370,6 +370,38 @@ def backing(device: str) -> str:
     if kinds == {"ram"}:
         return "ram"
     return "sealed" if "sealed" in kinds and kinds <= {"ram", "sealed"} else "unknown"
+
+
+def source_bytes(exclude: list[str]) -> tuple[int, int]:
+    """
+    What a copy of / would hold, as the boot scripts reckon it (ramboot-copy.sh).
+
+    exclude
+        patterns of what stays behind.
+
+    Returns bytes of the copy, and of what stays behind.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl ramboot.source_bytes "['/tmp/*']"
+    """
+    room = os.statvfs(ROOT)
+    excluded = sum(
+        _tree_bytes(path)
+        for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
+        for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
+    )
+    used = (room.f_blocks - room.f_bfree) * room.f_frsize
+    fstype = _root_mount()["fstype"]
+    if fstype == "btrfs":
+        # it holds what is not mounted as well, and shares and compresses blocks; the copy does not
+        used = _tree_bytes(ROOT, _not_of_the_root())
+    elif fstype == "xfs":
+        # of blocks that files share each file's copy has its own
+        used = max(used, _tree_bytes(ROOT))
+    return max(0, used - excluded), excluded
 
 
 # Status
@@ -517,27 +549,6 @@ def _image_says() -> str:
     except CommandExecutionError as error:
         reason = f"could not be told: {error}"
     return f"the image is stale: {reason}" if reason else f"the image of {image['made']} is current"
-
-
-def _source_bytes(exclude: list[str]) -> tuple[int, int]:
-    """What a copy of / without the excludes holds, and what the excludes hold (as the boot scripts
-    do, ramboot-copy.sh).
-    """
-    room = os.statvfs(ROOT)
-    excluded = sum(
-        _tree_bytes(path)
-        for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
-        for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
-    )
-    used = (room.f_blocks - room.f_bfree) * room.f_frsize
-    fstype = _root_mount()["fstype"]
-    if fstype == "btrfs":
-        # it holds what is not mounted as well, and shares and compresses blocks; the copy does not
-        used = _tree_bytes(ROOT, _not_of_the_root())
-    elif fstype == "xfs":
-        # of blocks that files share each file's copy has its own
-        used = max(used, _tree_bytes(ROOT))
-    return max(0, used - excluded), excluded
 
 
 def _not_of_the_root() -> set[str]:

@@ -2,9 +2,9 @@
 """The prebuilt image of the backend `image`: what it holds, whether it is stale, building it.
 
 The image is a squashfs of the root beside a manifest, in a directory of the root itself that no
-copy and no image has. A build makes it from a temporary thin snapshot under a name of its own,
-proves it, and then renames a new manifest over the old one: until that moment the old image is the
-one that counts.
+copy and no image has. A build makes it from temporary snapshots (LVM thin, or btrfs) under a name
+of its own, proves it, and then renames a new manifest over the old one: until that moment the old
+image is the one that counts.
 
 What makes it stale is said by ramboot-state.sh, which the boot runs too.
 """
@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -39,7 +40,7 @@ MIB = 1 << 20
 MADE = "%Y-%m-%dT%H:%M:%SZ"
 # it has all that / has, what only root may read as well
 IMAGE_MODE = "0600"
-STATE_SCRIPT = "salt://ramboot/initramfs/files/50ramboot/ramboot-state.sh"
+BOOT_SCRIPTS = "salt://ramboot/initramfs/files/50ramboot"
 # The parts of ramboot-state.sh, and what it calls them to a user.
 PARTS = {
     "packages": "packages or kernels",
@@ -54,6 +55,11 @@ _KEPT_XATTRS = ("user.", "trusted.", "security.")
 _ACL = "system.posix_acl_"
 # How often the growing image is looked at, and the steps in which that is told.
 _LOOK_S, _STEP_PERCENT = 1.0, 10
+# Inode of the empty directory that a snapshot of a btrfs has in the place of another subvolume
+# (linux include/uapi/linux/btrfs_tree.h, BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
+_NO_SUBVOLUME = 2
+# How the root and its snapshots are mounted beside /.
+_HARMLESS = "nodev,nosuid,noexec"
 # A line that mksquashfs's file of excludes gives back as it is.
 _PLAIN_LINE = re.compile(r"/[\w/.,:+@=~%-]+", re.ASCII)
 
@@ -148,12 +154,9 @@ def state(root: str | None = None) -> dict[str, str]:
 
         salt-call --local ramboot_image.state
     """
-    script = __salt__["cp.cache_file"](STATE_SCRIPT, saltenv="base")
-    if not script:
-        raise CommandExecutionError(f"{STATE_SCRIPT} is not in file_roots of env base")
     with tempfile.TemporaryDirectory(prefix="ramboot-image-") as work:
-        script = ["-c", '. "$1" && root_state "$2" "$3"', "sh", script]
-        said = _run(["sh", *script, root or ROOT, f"{work}/list"])
+        script = ['. "$1" && root_state "$2" "$3"', "sh", _boot_script("ramboot-state.sh")]
+        said = _run(["sh", "-c", *script, root or ROOT, f"{work}/list"])
     found = dict(line.split() for line in said.splitlines())
     if list(found) != list(PARTS):
         raise CommandExecutionError(f"the state of {root or ROOT} could not be told: {said}")
@@ -204,18 +207,20 @@ def impediments(layout: dict[str, Any] | None = None) -> list[str]:
         salt-call --local ramboot_image.impediments
     """
     layout = layout or __salt__["ramboot_preflight.root_layout"]()
-    folders = _paths()["commands"]
-    found = []
     # squashfs-tools is in Fedora's repositories and not in comps-dom0.xml (qubes-qubes-release)
-    if not any(os.access(os.path.join(folder, "mksquashfs"), os.X_OK) for folder in folders):
+    needed = {"mksquashfs": "squashfs-tools"}
+    if _on_btrfs(layout):
+        needed["btrfs"] = "btrfs-progs"
+    found = [
+        f"the backend image needs {program}, which is not installed; in dom0:"
+        f" sudo qubes-dom0-update {package}"
+        for program, package in needed.items()
+        if not _installed(program)
+    ]
+    if not _on_btrfs(layout) and layout["kind"] != "lvm-thin":
         found.append(
-            "the backend image needs mksquashfs, which is not installed; in dom0:"
-            " sudo qubes-dom0-update squashfs-tools"
-        )
-    if layout["kind"] != "lvm-thin":
-        found.append(
-            f"the backend image needs a root on LVM thin, to build from a snapshot of it; / is"
-            f" {layout['fstype']} on {layout['kind']}"
+            "the backend image needs a root on LVM thin or btrfs, to build from a snapshot of it;"
+            f" / is {layout['fstype']} on {layout['kind']}"
         )
     return found
 
@@ -225,9 +230,10 @@ def room() -> dict[str, int]:
     Bytes that a build may write, and that it most likely will.
 
     Returns {"limit_bytes": what is free on / and in its thin pool, less a margin that stays free,
-    "expected_bytes": of the image}.
+    "expected_bytes": of the image, "source_bytes": what the root uses}.
 
-    Raises CommandExecutionError when LVM can't be asked.
+    Raises CommandExecutionError when LVM can't be asked, SaltInvocationError when the pillar is
+    wrong.
 
     CLI Example:
 
@@ -237,21 +243,22 @@ def room() -> dict[str, int]:
     """
     known = _known()
     usage = os.statvfs(ROOT)
+    # of a btrfs nothing when there is no room for its metadata
     free = usage.f_bavail * usage.f_frsize
-    volume = _root_volume()
-    size, percent = _run(
-        ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size,data_percent",
-         f"{volume['vg']}/{volume['pool']}"]
-    ).split()  # fmt: skip
-    pool = int(int(size) * (100 - float(percent)) / 100)
-    last = manifest_or_none()
-    used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes()
+    if _on_btrfs():
+        # it holds what no image will have: what other mounts show, and what is excluded
+        exclude = __salt__["ramboot_config.load"]()["copy"]["exclude"]
+        used = __salt__["ramboot.source_bytes"](exclude)[0]
+    else:
+        free = min(free, _pool_bytes())
+        used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes()
     expected = used * known["expected_percent"] // 100
-    if last:
+    if last := manifest_or_none():
         expected = last["bytes"] * max(used, 1) // max(last["source_bytes"], 1)
     return {
-        "limit_bytes": max(0, min(free, pool) - known["margin_mib"] * MIB),
+        "limit_bytes": max(0, free - known["margin_mib"] * MIB),
         "expected_bytes": expected,
+        "source_bytes": used,
     }
 
 
@@ -314,7 +321,8 @@ def verify() -> dict[str, dict[str, Any]]:
 
 def remains() -> list[str]:
     """
-    What is there of images and of builds that were cut off: paths, and a volume as VG/LV.
+    What is there of images and of builds that were cut off: paths, "volume VG/LV", and
+    "subvolume NAME".
 
     CLI Example:
 
@@ -324,7 +332,7 @@ def remains() -> list[str]:
     """
     directory = _directory()
     found = [directory] if os.path.lexists(directory) else []
-    return found + [f"volume {name}" for name in _snapshots()]
+    return [*found, *_snapshots()]
 
 
 # Actions
@@ -364,11 +372,12 @@ def build() -> dict[str, Any]:
         if space["expected_bytes"] > space["limit_bytes"]:
             raise CommandExecutionError(
                 f"no image was built: about {_mib(space['expected_bytes'])} are needed,"
-                f" {_mib(space['limit_bytes'])} may be used on / and in its thin pool"
+                f" {_mib(space['limit_bytes'])} may be used on /"
+                f"{'' if _on_btrfs() else ' and in its thin pool'}"
             )
         partial = os.path.join(directory, "building.squashfs")
         try:
-            with _snapshot() as source:
+            with _snapshot(settings["copy"]["exclude"]) as source:
                 recorded = _made_of(source, partial, space, settings)
             without_acl = recorded.pop("without_acl")
             recorded["file"] = f"root-{recorded['sha256'][:16]}.squashfs"
@@ -463,9 +472,6 @@ def _made_of(
     source: str, partial: str, space: dict[str, int], settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The image of `source` at `partial`, proven; what the manifest says of it but its name."""
-    usage = os.statvfs(source)
-    # what is being written is not in the snapshot, the old image is
-    used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes()
     known = _known()
     recorded: dict[str, Any] = {
         "version": 1,
@@ -486,7 +492,7 @@ def _made_of(
         "sha256": sha256,
         "chunk_mib": known["chunk_mib"],
         "chunks": chunks,
-        "source_bytes": used,
+        "source_bytes": space["source_bytes"],
         "without_acl": without_acl,
     }
 
@@ -645,10 +651,10 @@ def _write_manifest(recorded: dict[str, Any]) -> None:
 
 def _clear(directory: str) -> None:
     """Delete all but the image that the manifest names; where that can't be told, no image."""
-    for name in ("proof", "source"):
+    for name in ("proof", "source", "live", "top"):
         path = os.path.join(_paths()["image_mounts"], name)
         if os.path.ismount(path):
-            _run(["umount", path])
+            _run(["umount", "--recursive", path])
     _drop_snapshots()
     kept = {"manifest", "lock"}
     try:
@@ -676,6 +682,51 @@ def _locked(directory: str) -> Iterator[None]:
 # The snapshot
 
 
+def _snapshot(exclude: list[str]) -> contextlib.AbstractContextManager[str]:
+    """The root as it is now, mounted meanwhile; _drop_snapshots removes it."""
+    layout = __salt__["ramboot_preflight.root_layout"]()
+    return _btrfs_snapshots(layout, exclude) if _on_btrfs(layout) else _thin_snapshot()
+
+
+def _on_btrfs(layout: dict[str, Any] | None = None) -> bool:
+    """Whether snapshots of the root are btrfs's own; else they are LVM's."""
+    layout = layout or __salt__["ramboot_preflight.root_layout"]()
+    return layout["fstype"] == "btrfs"
+
+
+def _snapshots() -> dict[str, list[str]]:
+    """Those that a build made and did not remove, and what removes each. LVM's are told by their
+    tag, those of btrfs by name and place and by being read-only snapshots.
+    """
+    name = _known()["snapshot"]
+    if _on_btrfs():
+        # without its program there can be none
+        if not _installed("btrfs"):
+            return {}
+        listed = _run(["btrfs", "subvolume", "list", "-r", "-s", ROOT])
+        line = re.compile(rf"^ID (\d+) .* top level 5 .* path ({re.escape(name)}-\d+)$", re.M)
+        # before it is committed, a power cut would bring it back
+        delete = ["btrfs", "subvolume", "delete", "--commit-after", "--subvolid"]
+        return {
+            f"subvolume {made}": [*delete, number, ROOT] for number, made in line.findall(listed)
+        }
+    try:
+        listed = _run(["lvs", "--noheadings", "-o", "vg_name,lv_name", f"@{name}"])
+    except CommandExecutionError:
+        # no LVM: there can be none
+        return {}
+    volumes = ["/".join(line.split()) for line in listed.splitlines() if line.strip()]
+    return {f"volume {made}": ["lvremove", "--quiet", "--yes", made] for made in volumes}
+
+
+def _drop_snapshots() -> None:
+    for command in _snapshots().values():
+        _run(command)
+
+
+# ... of LVM
+
+
 def _root_volume() -> dict[str, str]:
     source = __salt__["ramboot_preflight.root_layout"]()["source"]
     answer = _run(["lvs", "--reportformat", "json", "-o", "vg_name,lv_name,pool_lv", source])
@@ -683,35 +734,92 @@ def _root_volume() -> dict[str, str]:
     return {"vg": volume["vg_name"], "lv": volume["lv_name"], "pool": volume["pool_lv"]}
 
 
+def _pool_bytes() -> int:
+    """What is free in the root's thin pool."""
+    volume = _root_volume()
+    size, percent = _run(
+        ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size,data_percent",
+         f"{volume['vg']}/{volume['pool']}"]
+    ).split()  # fmt: skip
+    return int(int(size) * (100 - float(percent)) / 100)
+
+
 @contextlib.contextmanager
-def _snapshot() -> Iterator[str]:
-    """A thin snapshot of the root, mounted. LVM freezes the file system meanwhile: it is whole."""
+def _thin_snapshot() -> Iterator[str]:
+    """LVM freezes the file system meanwhile: the snapshot is whole."""
     volume, name = _root_volume(), _known()["snapshot"]
     _run(
         ["lvcreate", "--quiet", "--snapshot", "--setactivationskip", "n", "--activate", "y",
          "--addtag", name, "--name", name, f"{volume['vg']}/{volume['lv']}"]
     )  # fmt: skip
-    try:
-        device = f"/dev/{volume['vg']}/{name}"
-        with _mounted(["-o", "ro,nodev,nosuid,noexec", device], "source") as source:
-            yield source
-    finally:
-        _drop_snapshots()
+    with _mounted(["-o", f"ro,{_HARMLESS}", f"/dev/{volume['vg']}/{name}"], "source") as source:
+        yield source
 
 
-def _snapshots() -> list[str]:
-    """Those that a build made and did not remove, told by their tag."""
-    try:
-        listed = _run(["lvs", "--noheadings", "-o", "vg_name,lv_name", f"@{_known()['snapshot']}"])
-    except CommandExecutionError:
-        # no LVM: there can be none
-        return []
-    return ["/".join(line.split()) for line in listed.splitlines() if line.strip()]
+# ... of btrfs
 
 
-def _drop_snapshots() -> None:
-    for name in _snapshots():
-        _run(["lvremove", "--quiet", "--yes", name])
+@contextlib.contextmanager
+def _btrfs_snapshots(layout: dict[str, Any], exclude: list[str]) -> Iterator[str]:
+    """One of each subvolume that a copy at boot would hold: /, those that fstab mounts, and those
+    that lie in these and are not excluded. Each is whole, for btrfs writes out first what it has in
+    RAM; some milliseconds pass from one to the next. They are made at the top of the file system,
+    where no copy of / finds one that was left.
+    """
+    numbers = itertools.count(1)
+
+    def of(option: str, mode: str = "ro") -> list[str]:
+        return ["-t", "btrfs", "-o", f"{mode},{_HARMLESS}{option}", layout["source"]]
+
+    def taken(place: str) -> list[str]:
+        if {os.path.join(live + place, name) for name in os.listdir(live + place)} <= excluded:
+            # Nothing in it is kept. With a swap file in use no snapshot can be made; and all that
+            # is lost in snapshots of the user's has one inode between them, and any time.
+            info = os.lstat(live + place)
+            how = f"mode={stat_module.S_IMODE(info.st_mode):o},uid={info.st_uid},gid={info.st_gid}"
+            return ["-t", "tmpfs", "-o", f"ro,{_HARMLESS},{how}", "tmpfs"]
+        name = f"{_known()['snapshot']}-{next(numbers)}"
+        _run(["btrfs", "subvolume", "snapshot", "-r", live + place, os.path.join(top, name)])
+        return of(f",subvol=/{name}")
+
+    def cover(places: list[str]) -> None:
+        for place in places:
+            _run(["mount", *taken(place), source + place])
+
+    with contextlib.ExitStack() as mounts:
+        top = mounts.enter_context(_mounted(of(",subvolid=5", "rw"), "top"))
+        # the root as the boot mounts it, without what is mounted over it now
+        live = mounts.enter_context(_mounted(of(f",subvol={layout['fsroot']}"), "live"))
+        fstab = _fstab_subvolumes(live, layout["source"])
+        for place, option in fstab:
+            _run(["mount", *of(option), live + place])
+        excluded = set(_excluded(live, exclude))
+        source = mounts.enter_context(_mounted(taken(""), "source"))
+        cover([place for place, _ in fstab])
+        while lost := _lost(source, set(_excluded(source, exclude))):
+            cover(lost)
+        yield source
+
+
+def _fstab_subvolumes(root: str, device: str) -> list[tuple[str, str]]:
+    """What the boot mounts of the same btrfs: each place, and its mount option after a comma."""
+    said = _run(
+        ["sh", "-ec", '. "$1"; ST_FSTYPE=btrfs SOURCE_ROOT=$2;'
+         ' getarg() { tr " " "\n" < /proc/cmdline | sed -n "s/^$1//p" | tail -n 1; };'
+         ' fstab_subvolumes "$3"', "sh", _boot_script("ramboot-copy.sh"), device, root]
+    )  # fmt: skip
+    found = (line.partition(" ") for line in said.splitlines())
+    return [(place, option) for place, _, option in found]
+
+
+def _lost(top: str, excluded: set[str]) -> list[str]:
+    """Where snapshots have an empty directory in the place of a subvolume."""
+    found = []
+    for folder, names, _files in os.walk(top):
+        names[:] = [name for name in names if os.path.join(folder, name) not in excluded]
+        paths = [os.path.join(folder, name) for name in names]
+        found += [path for path in paths if os.lstat(path).st_ino == _NO_SUBVOLUME]
+    return [path[len(top) :] for path in found]
 
 
 @contextlib.contextmanager
@@ -722,7 +830,7 @@ def _mounted(arguments: list[str], name: str) -> Iterator[str]:
     try:
         yield path
     finally:
-        _run(["umount", path])
+        _run(["umount", "--recursive", path])
         os.rmdir(path)
 
 
@@ -736,6 +844,19 @@ def _run(command: list[str]) -> str:
         name = "mksquashfs" if "mksquashfs" in command else command[0]
         raise CommandExecutionError(f"{name} failed ({done['retcode']}): {' '.join(said[-3:])}")
     return done["stdout"]
+
+
+def _installed(program: str) -> bool:
+    folders = _paths()["commands"]
+    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in folders)
+
+
+def _boot_script(name: str) -> str:
+    """Where Salt keeps its copy of a script that the boot runs too."""
+    path = __salt__["cp.cache_file"](f"{BOOT_SCRIPTS}/{name}", saltenv="base")
+    if not path:
+        raise CommandExecutionError(f"{BOOT_SCRIPTS}/{name} is not in file_roots of env base")
+    return path
 
 
 def _known() -> dict[str, Any]:

@@ -73,7 +73,10 @@ class Lvm:
             os.rmdir(target)
             subprocess.run(["unsquashfs", "-q", "-n", "-d", target, device], check=True)
 
-    def umount(self, target):
+    def umount(self, *arguments):
+        # what is mounted below it goes too
+        assert arguments[:-1] == ("--recursive",)
+        target = arguments[-1]
         if target == self.source:
             os.rename(target, self.top)
             self.source = None
@@ -289,7 +292,7 @@ def test_a_build_that_fails_leaves_the_old_image(world, lvm, image, fault, told)
 def test_a_file_that_would_grow_too_large_is_stopped(world, lvm, image):
     (lvm.top / "usr/bin/random").write_bytes(os.urandom(8 * MIB))
     lvm.usage.f_bavail = (512 << 8) + (4 << 8)
-    image.room = lambda: {"expected_bytes": 1, "limit_bytes": 4 * MIB}
+    image.room = lambda: {"expected_bytes": 1, "limit_bytes": 4 * MIB, "source_bytes": 1}
     with pytest.raises(CommandExecutionError) as failed:
         image.build()
     assert "mksquashfs failed" in str(failed.value)
@@ -320,17 +323,17 @@ def test_two_builds_at_once_are_refused(world, image):
 @pytest.mark.parametrize(
     ("layout", "told"),
     [
-        ({"fstype": "btrfs", "kind": "partition"}, "/ is btrfs on partition"),
+        ({"fstype": "ext4", "kind": "partition"}, "/ is ext4 on partition"),
         ({"fstype": "xfs", "kind": "lvm"}, "/ is xfs on lvm"),
     ],
 )
-def test_a_root_that_has_no_thin_snapshots_is_refused(world, image, layout, told):
+def test_a_root_that_has_no_snapshots_is_refused(world, image, layout, told):
     world.salt["ramboot_preflight.root_layout"] = lambda: layout
     with pytest.raises(CommandExecutionError) as refused:
         image.build()
     assert str(refused.value) == (
-        "no image was built: the backend image needs a root on LVM thin, to build from a snapshot"
-        f" of it; {told}"
+        "no image was built: the backend image needs a root on LVM thin or btrfs, to build from a"
+        f" snapshot of it; {told}"
     )
 
 
@@ -340,6 +343,240 @@ def test_no_image_is_built_in_a_ram_session(world, lvm, image):
         image.build()
     assert image.refresh() == {"action": "nothing", "reason": "this is a RAM session (zram)"}
     assert lvm.calls == []
+
+
+def test_room_is_what_is_free_for_what_the_root_uses_without_images(world, lvm, image):
+    file = world.write("/var/lib/ramboot/image/root-0.squashfs", os.urandom(MIB))
+    assert image.room()["source_bytes"] == 5 * 1024 * MIB - file.stat().st_blocks * 512
+
+
+# On btrfs
+
+
+class Btrfs(Lvm):
+    """The root in a subvolume. A snapshot has empty directories where other subvolumes lie, until
+    something is mounted there.
+    """
+
+    # The first is mounted by fstab; of the last three there is nothing to keep, of the very last
+    # for it was lost in a snapshot of the user's.
+    PLACES = ("/home", "/srv/nested", "/srv/nested/deep", "/srv/excluded", "/srv/swap", "/srv/lost")
+
+    def __init__(self, world, top: Path, mounts: str):
+        super().__init__(world, top)
+        self.mounts = mounts
+        self.within = {place: top.parent / place.strip("/").replace("/", "-")
+                       for place in self.PLACES[:-3]}  # fmt: skip
+        self.mounted: list[str] = []
+        # snapshots are the last two words of their lines, which others are not
+        self.snapshots = []
+        self.others = [
+            "ID 300 gen 9 cgen 9 top level 256 otime 2026-11-25 15:17:19 path ramboot-image-1",
+            "ID 301 gen 9 cgen 9 top level 5 otime 2026-11-25 15:17:19 path mine/ramboot-image-1",
+            "ID 302 gen 9 cgen 9 top level 5 otime 2026-11-25 15:17:19 path ramboot-image-1.mine",
+        ]
+        self.real_lstat = os.lstat
+
+    def lstat(self, path, **how):
+        kind, _, place = str(path).removeprefix(f"{self.mounts}/").partition("/")
+        place = f"/{place}"
+        info = self.real_lstat(path, **how)
+        # but for what lies elsewhere and is mounted on a directory of the root
+        if kind == "source" and place in self.PLACES[1:] and place not in self.mounted:
+            return SimpleNamespace(st_ino=2, st_mode=info.st_mode)
+        return info
+
+    def btrfs(self, *arguments):
+        root = str(self.top)
+        if arguments[:2] == ("subvolume", "snapshot"):
+            name = Path(arguments[-1])
+            assert (arguments[2], str(name.parent)) == ("-r", f"{self.mounts}/top")
+            self.snapshots.append(name.name)
+            return ""
+        if arguments[:2] == ("subvolume", "list"):
+            assert arguments[2:] == ("-r", "-s", root)
+            line = "ID {} gen 8 cgen 8 top level 5 otime 2026-11-25 15:17:19 path {}"
+            ours = [line.format(name[-1], name) for name in self.snapshots]
+            return "\n".join([*self.others, *ours])
+        delete = ("subvolume", "delete", "--commit-after", "--subvolid")
+        assert (arguments[:-2], arguments[-1]) == (delete, root)
+        self.snapshots.remove(f"ramboot-image-{arguments[-2]}")
+        return ""
+
+    def mount(self, *arguments):
+        *_, options, device, target = arguments
+        kind, _, place = target.removeprefix(f"{self.mounts}/").partition("/")
+        if kind == "proof":
+            super().mount(*arguments)
+        elif kind == "live":
+            assert options.startswith("ro,nodev,nosuid,noexec,subvol=")
+            if not place:
+                (Path(target) / "etc").mkdir()
+                shutil.copy(self.top / "etc/fstab", Path(target) / "etc")
+                for place in self.PLACES:
+                    (Path(target) / place[1:]).mkdir(parents=True)
+                    if place != "/srv/lost":
+                        (Path(target) / place[1:] / "note").touch()
+                (Path(target) / "srv/swap").chmod(0o700)
+        elif kind == "top":
+            assert options == "rw,nodev,nosuid,noexec,subvolid=5"
+        elif device == "tmpfs":
+            self.mounted.append(f"/{place}")
+            mode = "700" if place == "srv/swap" else "755"
+            assert options == f"ro,nodev,nosuid,noexec,mode={mode},uid=0,gid=0"
+        else:
+            assert options.endswith(f",subvol=/{self.snapshots[-1]}")
+            os.rmdir(target)
+            os.rename(self.within[f"/{place}"] if place else self.top, target)
+            if place:
+                self.mounted.append(f"/{place}")
+            else:
+                self.source = target
+
+    def umount(self, *arguments):
+        target = arguments[-1]
+        if target == self.source:
+            while self.mounted:
+                place = self.mounted.pop()
+                if place in self.within:
+                    os.rename(target + place, self.within[place])
+                    os.mkdir(target + place)
+        super().umount(*arguments)
+
+
+@pytest.fixture
+def btrfs(world, lvm, image, monkeypatch):
+    btrfs = Btrfs(world, lvm.top, world.paths["image_mounts"])
+    for place in btrfs.PLACES:
+        (lvm.top / place[1:]).mkdir(parents=True, exist_ok=True)
+        if place in btrfs.within:
+            btrfs.within[place].mkdir()
+            (btrfs.within[place] / "note").write_text(place)
+    # in what is mounted, as a snapshot of it has it
+    os.rmdir(lvm.top / "srv/nested/deep")
+    (btrfs.within["/srv/nested"] / "deep").mkdir()
+    (lvm.top / "etc/fstab").write_text(
+        "UUID=root / btrfs subvol=root 0 0\nUUID=root /home btrfs subvol=home 0 0\n"
+    )
+    blkid = world.write("bin/blkid", '#!/bin/sh\n[ "$6" = /dev/dm-0 ] && echo root\n', mode=0o755)
+    monkeypatch.setenv("PATH", f"{blkid.parent}:{os.environ['PATH']}")
+    world.write("/usr/bin/btrfs", mode=0o755)
+    world.salt["cmd.run_all"] = btrfs.run_all
+    world.salt["ramboot_preflight.root_layout"] = lambda: {
+        "source": "/dev/dm-0",
+        "fstype": "btrfs",
+        "fsroot": "/root",
+        "kind": "partition",
+    }
+    world.salt["ramboot.source_bytes"] = lambda _exclude: (2048 * MIB, 0)
+    world.pillar["ramboot"]["copy"] = {"exclude": ["/srv/excluded", "/srv/swap/*", "/tmp/*"]}
+    monkeypatch.setattr(os, "lstat", btrfs.lstat)
+    btrfs.module, btrfs.usage = image, lvm.usage
+    return btrfs
+
+
+def test_an_image_of_btrfs_holds_each_subvolume_that_a_copy_would(world, btrfs, image, tmp_path):
+    assert image.build()["source_bytes"] == 2048 * MIB
+    out = unpacked(world, tmp_path)
+    for place in ("home", "srv/nested", "srv/nested/deep"):
+        assert (out / place / "note").read_text() == f"/{place}"
+    assert contents(out / "srv") == ["lost", "nested", "swap"]
+    assert contents(out / "srv/lost") == contents(out / "srv/swap") == []
+    live, top = f"{btrfs.mounts}/live", f"{btrfs.mounts}/top"
+    # of the disk's subvolumes, as the boot mounts them; not of what is mounted now
+    mounts = [call[-3:] for call in btrfs.calls if call[0] == "mount"]
+    options = "ro,nodev,nosuid,noexec,subvol"
+    assert mounts[1:3] == [
+        [f"{options}=/root", "/dev/dm-0", live],
+        [f"{options}=home", "/dev/dm-0", f"{live}/home"],
+    ]
+    taken = [call[-2:] for call in btrfs.calls if call[:3] == ["btrfs", "subvolume", "snapshot"]]
+    places = ("", "/home", "/srv/nested", "/srv/nested/deep")
+    assert taken == [
+        [live + place, f"{top}/ramboot-image-{number}"] for number, place in enumerate(places, 1)
+    ]
+    assert btrfs.snapshots == []
+    assert image.stale() is None
+    assert not {call[0] for call in btrfs.calls} & {"lvs", "lvcreate", "lvremove"}
+
+
+@pytest.mark.parametrize("name", ["btrfs", "mount", "mksquashfs"])
+def test_a_build_from_btrfs_that_fails_leaves_the_old_image(world, btrfs, image, name):
+    old = image.build()
+    real = btrfs.run_all
+
+    def fails(command, **how):
+        """The second of several, for the first to be removed."""
+        second = name == "mksquashfs" or any("ramboot-image-2" in word for word in command)
+        btrfs.fails = name if second else None
+        return real(command, **how)
+
+    world.salt["cmd.run_all"] = fails
+    with pytest.raises(CommandExecutionError, match=f"^{name} failed \\(1\\)"):
+        image.build()
+    assert image.manifest()["sha256"] == old["sha256"]
+    assert btrfs.snapshots == []
+    assert contents(world.paths["image_directory"]) == sorted(["lock", "manifest", old["file"]])
+
+
+def test_a_btrfs_whose_subvolumes_cant_be_told_is_not_built_from(world, btrfs, image):
+    world.write("bin/blkid", "#!/bin/sh\nexit 2\n", mode=0o755)
+    with pytest.raises(CommandExecutionError, match=r"^sh failed \(2\)"):
+        image.build()
+    assert btrfs.snapshots == []
+
+
+def test_what_a_killed_build_left_mounted_goes_first(world, btrfs, image, monkeypatch):
+    world.salt["cmd.run_all"] = lambda command, **_how: (
+        btrfs.calls.append(command) or {"retcode": 0, "stdout": "", "stderr": ""}
+    )
+    directory = Path(world.paths["image_directory"])
+    directory.mkdir(parents=True)
+    monkeypatch.setattr(image.os.path, "ismount", lambda _path: True)
+    image._clear(str(directory))
+    left = [f"{btrfs.mounts}/{name}" for name in ("proof", "source", "live", "top")]
+    assert btrfs.calls[:4] == [["umount", "--recursive", path] for path in left]
+    assert btrfs.calls[4][:3] == ["btrfs", "subvolume", "list"]
+
+
+def test_what_a_cut_off_build_left_on_btrfs_is_told_and_removed(world, btrfs, image, state):
+    btrfs.snapshots += ["ramboot-image-1", "ramboot-image-2"]
+    assert image.remains() == ["subvolume ramboot-image-1", "subvolume ramboot-image-2"]
+    image.build()
+    assert btrfs.snapshots == []
+    btrfs.snapshots.append("ramboot-image-3")
+    ret = state.absent("image")
+    assert ret["comment"] == (
+        f"deleted: {world.paths['image_directory']}, subvolume ramboot-image-3"
+    )
+    assert ret["result"] is True
+    assert btrfs.snapshots == []
+
+
+def test_btrfs_without_its_program_has_no_snapshots_and_is_not_built_from(world, btrfs, image):
+    (world.root / "usr/bin/btrfs").unlink()
+    assert image.remains() == []
+    with pytest.raises(CommandExecutionError) as refused:
+        image.build()
+    assert str(refused.value) == (
+        "no image was built: the backend image needs btrfs, which is not installed; in dom0:"
+        " sudo qubes-dom0-update btrfs-progs"
+    )
+    assert btrfs.calls == []
+
+
+def test_room_on_btrfs_is_what_is_free_there_for_what_a_copy_would_hold(btrfs, image):
+    assert image.room() == {
+        "limit_bytes": 15 * 1024 * MIB - 512 * MIB,
+        "expected_bytes": 1024 * MIB,
+        "source_bytes": 2048 * MIB,
+    }
+    btrfs.usage.f_bavail = 1024 << 8
+    with pytest.raises(CommandExecutionError) as refused:
+        image.build()
+    assert str(refused.value) == (
+        "no image was built: about 1024 MiB are needed, 512 MiB may be used on /"
+    )
 
 
 # Who waits
@@ -374,7 +611,8 @@ def test_how_far_a_build_is_is_told_on_stderr_and_on_a_splash(
 
     monkeypatch.setattr(subprocess, "run", mksquashfs)
     monkeypatch.setattr(image, "_LOOK_S", 0.01)
-    image.room = lambda: {"expected_bytes": 8 * MIB, "limit_bytes": 64 * MIB}
+    space = {"expected_bytes": 8 * MIB, "limit_bytes": 64 * MIB, "source_bytes": 16 * MIB}
+    image.room = lambda: space
     image.build()
     told.append(capsys.readouterr().err)
     half = "ramboot: building the image: 50 %, 4 MiB of about 8 MiB"

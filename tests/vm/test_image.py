@@ -98,6 +98,54 @@ def test_a_root_from_an_image_runs_without_the_disk(
     assert dom0.disk_unchanged()
 
 
+# A subvolume that fstab mounts, one that lies in /, and one that is excluded.
+SUBVOLUMES = """set -e
+device=$(findmnt -vno SOURCE /)
+mount -o subvolid=5 "$device" /mnt
+btrfs -q subvolume create /mnt/home
+echo on its own > /mnt/home/note
+umount /mnt
+echo "UUID=$(findmnt -no UUID /) /home btrfs subvol=home 0 0" >> /etc/fstab
+btrfs -q subvolume create /srv/nested
+echo nested > /srv/nested/note
+btrfs -q subvolume create /srv/excluded
+"""
+BTRFS_PILLAR = "ramboot: {image: {level: 1}, copy: {exclude: [/srv/excluded]}}\n"
+
+
+def test_an_image_of_btrfs_holds_all_of_its_subvolumes(
+    machine: MachineMaker, tmp_path: Path
+) -> None:
+    payload = build.formula_payload(tmp_path / "payload.tar", BTRFS_PILLAR)
+    dom0 = machine(build.base("luks-btrfs"), payload=payload)
+    dom0.start_direct("ramboot=off", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    dom0.install_payload()
+    dom0.succeed(f"cat > /root/subvolumes <<'E'\n{SUBVOLUMES}E\nsh /root/subvolumes")
+    dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
+    # afterwards the state itself looks whether the image is stale
+    dom0.succeed(APPLY, timeout_s=600)
+    assert "ramboot-image" not in dom0.succeed("btrfs subvolume list /; mount")
+    dom0.poweroff()
+
+    dom0.start_direct("ramboot=image ramboot.disk=detached", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", "image", "detached")
+    # what the boot finds on the disk is what the image was built from
+    assert told["reason"] is None
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert dom0.succeed("findmnt -no FSTYPE,SOURCE /").split() == ["overlay", "ramboot-image"]
+    assert dom0.succeed("dmsetup ls") == "No devices found"
+    assert dom0.succeed("cat /home/note /srv/nested/note") == "on its own\nnested"
+    dom0.fail("test -e /srv/excluded")
+    assert dom0.succeed("ls -A /var/lib/ramboot/image") == ""
+    dom0.poweroff()
+    assert dom0.written_bytes() == 0
+
+
 # Copies well, but for one bit of the second chunk that comes by.
 FLIPPING = """#!/bin/bash
 /usr/bin/dd.real "$@" || exit 1
