@@ -563,6 +563,9 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
         )
     for volume, pool in _pools_wanted(look, kind, entry).items():
         real = look.volumes(name)[volume]["pool"]
+        if kind == "save" and not entry["pool"] and real != look.pool:
+            # the default may be another one since
+            continue
         if real != pool:
             found.append(
                 f"{where}: its {volume} volume lies in pool {real}, not in {pool}; delete it to"
@@ -574,13 +577,21 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
 def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, str | None]:
     """Where each volume that we care for has to lie."""
     if kind == "save":
-        pool = entry["pool"] or look.value(None, "default_pool_private")["value"]
-        return {"private": pool}
+        return {"private": entry["pool"] or _default_pool(look, "default_pool_private")}
     if kind == "low_ram":
         return {"private": look.pool} | (
             {"volatile": look.pool} if entry["volatile"] == "pool" else {}
         )
     return dict.fromkeys(("root", "private", "volatile"), look.pool)
+
+
+def _default_pool(look: _Look, key: str) -> str | None:
+    """As the same run will have set it; each follows default_pool until it is set itself."""
+    asked = look.settings["default_pools"]
+    if key in asked:
+        return asked[key]
+    now = look.value(None, key)
+    return asked.get("default_pool", now["value"]) if now["default"] else now["value"]
 
 
 def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls: str) -> list[str]:

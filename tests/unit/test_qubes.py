@@ -1010,6 +1010,35 @@ def test_a_save_qube_has_no_network_and_is_not_in_the_ram_pool(formula, qubesd):
     ]
 
 
+@pytest.mark.parametrize("key", ["default_pool", "default_pool_private"])
+def test_a_save_qube_lies_in_the_default_pool_of_the_same_pillar_and_stays_there(
+    formula, qubesd, key
+):
+    (formula.world.root / "mnt").mkdir()
+    pool = {"dir_path": f"{formula.world.root}/mnt/usb", "on_root": True}
+    pillar = {
+        "file_pools": {"usb": pool},
+        "default_pools": {key: "usb"},
+        "save": {"save": {"template": "debian-12-xfce"}},
+    }
+    formula.good(pillar)
+    assert pools(qubesd, "save")["private"] == "usb"
+    assert not any(answer["changes"] for answer in formula.good().values())
+    # the default may become another one: where it is, it is on the disk
+    del pillar["default_pools"]
+    assert set(formula.good(pillar)["settings"]["changes"]) == {f"system: {key}"}
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_a_save_qube_in_the_ram_pool_is_not_taken_for_good(formula, qubesd):
+    formula.good({"save": {"save": {"template": "debian-12-xfce"}}})
+    qubesd.qubes["save"]["volumes"]["private"]["pool"] = "varlibqubes"
+    assert check(formula, {"save": {"save": {"template": "debian-12-xfce"}}}) == [
+        "save:save: its private volume lies in pool varlibqubes, not in vm-pool; delete it to have"
+        " it anew"
+    ]
+
+
 FIREWALL = ["action=accept proto=tcp dsthost=example.com dstports=443", "action=drop"]
 IN_ORDER = ["action=accept proto=tcp dsthost=example.com dstports=443-443", "action=drop"]
 
