@@ -310,10 +310,9 @@ def create(
     template: str | None = None,
     pool: str | None = None,
     pools: dict[str, str] | None = None,
-    mark: dict[str, str] | None = None,
 ) -> None:
     """
-    Make an empty qube.
+    Make an empty qube; qubesd makes it whole, or not at all (core: qubes/api/admin.py, _vm_create).
 
     name, cls, label, template
         what it is; a class without templates takes None.
@@ -321,10 +320,9 @@ def create(
         where every volume goes that may go anywhere; or
     pools
         {volume: pool}. Default: the default pools.
-    mark
-        features to set before anything else happens, so that a half-made qube can be told.
 
-    Raises CommandExecutionError when qubesd refuses.
+    Raises CommandExecutionError when qubesd refuses; its attribute `unanswered` is true when qubesd
+    did not say whether it did.
 
     CLI Example:
 
@@ -333,10 +331,7 @@ def create(
         salt-call --local ramboot_qubesadmin.create save AppVM yellow template=debian-12-xfce
     """
     with _asking(f"making {name}"):
-        app = _app()
-        vm = app.add_new_vm(cls, name, label, template=template, pool=pool, pools=pools)
-        for key, value in (mark or {}).items():
-            vm.features[key] = value
+        _app().add_new_vm(cls, name, label, template=template, pool=pool, pools=pools)
 
 
 def clone_settings(source: str, name: str) -> None:
@@ -675,13 +670,19 @@ def _asking(what: str) -> Iterator[None]:
         # it is an AttributeError as well (client: qubesadmin/exc.py).
         raise CommandExecutionError(f"{what}: refused without a reason: {error}") from error
     except qubesadmin.exc.QubesDaemonCommunicationError as error:
-        raise CommandExecutionError(f"{what}: qubesd can't be reached: {error}") from error
+        raise _unanswered(what, error) from error
     except (qubesadmin.exc.QubesException, ValueError) as error:
         raise CommandExecutionError(f"{what}: {_unquoted(error)}") from error
     except OSError as error:
-        raise CommandExecutionError(f"{what}: qubesd can't be reached: {error}") from error
+        raise _unanswered(what, error) from error
     except AttributeError as error:
         raise CommandExecutionError(f"{what}: {error}") from error
+
+
+def _unanswered(what: str, error: Exception) -> CommandExecutionError:
+    told = CommandExecutionError(f"{what}: qubesd can't be reached: {error}")
+    told.unanswered = True
+    return told
 
 
 def _refusals() -> tuple[type[BaseException], ...]:
