@@ -528,12 +528,12 @@ def _tree_bytes(top: str, without: set[str] | None = None) -> int:
     """Allocated bytes at and below top, a hard-linked file once: on top's device alone or, given
     places to leave out, on any.
     """
-    total, seen, todo = 0, set(), [top]
-    device = os.lstat(top).st_dev
+    total, seen, todo, device = 0, set(), [top], None
     while todo:
         path = todo.pop()
         try:
             info = os.lstat(path)
+            device = info.st_dev if device is None else device
             if path in without if without is not None else info.st_dev != device:
                 continue
             if stat.S_ISDIR(info.st_mode):

@@ -284,6 +284,13 @@ def test_plan_knows_that_zstd_is_smaller(world, ramboot):
     assert found["expected_bytes"] == 5 * GIB * 48 // 100
 
 
+def test_plan_bears_a_file_that_is_deleted_while_it_looks(world, ramboot, monkeypatch):
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
+    gone = f"{world.root}/dom0/tmp/gone"
+    monkeypatch.setattr(ramboot.glob, "glob", lambda path: [gone] if path.endswith("tmp/*") else [])
+    assert ramboot.plan()["zram"]["excluded_bytes"] == 0
+
+
 def test_plan_leaves_the_excludes_out(world, ramboot):
     world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
     world.write("/dom0/tmp/large", b"x" * MIB)
