@@ -427,7 +427,7 @@ class _Look:
                 return f"its {key} volume lies in pool {volume['pool']}, not in {pool}"
             if volume["save_on_stop"] and (volume["usage"] or volume["revisions"]):
                 return f"its {key} volume holds data"
-        # a disposable has those of its template from the start
+        # a disposable has what its template has from the start (core-admin: qubes/vm/dispvm.py)
         model = qube["template"] if qube["class"] == "DispVM" else None
         kept = self.features(model) if model else {}
         if any(kept.get(key) != value for key, value in self.features(name).items()):
@@ -435,10 +435,13 @@ class _Look:
         tags = set(self.tags(name)) - set(self.tags(model) if model else [])
         if any(not tag.startswith("created-by-") for tag in tags):
             return "it was given tags"
-        if self.firewall(name) != ["action=accept"] or self.devices(name):
+        rules = self.firewall(model) if model else ["action=accept"]
+        if self.firewall(name) != rules or self.devices(name):
             return "it was given firewall rules or devices"
-        for key in self.property_names(name):
-            if key not in GIVEN and not self.value(name, key)["default"]:
+        shared = self.property_names(model) if model else []
+        for key in set(self.property_names(name)) - set(GIVEN):
+            now = self.value(name, key)
+            if not now["default"] and (key not in shared or now != self.value(model, key)):
                 return f"its {key} was set"
         return None
 

@@ -703,7 +703,8 @@ def crash(formula, qubesd, name, error=None, pillar=EXAMPLE):
 
 @pytest.mark.parametrize("name", KIND_OF)
 def test_a_qube_that_a_crash_left_without_a_mark_is_made_anew(formula, qubesd, everything, name):
-    everything["disposable_templates"][DVM]["tags"] = ["inherited"]
+    inherited = {"tags": ["inherited"], "firewall": ["action=drop"], "properties": {"memory": 500}}
+    everything["disposable_templates"][DVM] |= inherited
     crash(formula, qubesd, name, pillar=everything)
     dry = formula.apply(test=True)["qubes"]
     assert dry["changes"][name]["old"] == "half-made"

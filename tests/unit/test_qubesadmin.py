@@ -177,6 +177,21 @@ def test_a_disposable_inherits_a_read_only_root_an_encrypted_volatile_and_featur
     assert seam.features(DISP)["ramboot-made"] == "x"
 
 
+def test_a_disposable_inherits_what_its_template_was_given(seam, app):
+    seam.set_property(app, "template_for_dispvms", "True")
+    seam.set_property(app, "default_dispvm", app)
+    seam.set_property(app, "memory", "512")
+    seam.set_tag(app, "mine")
+    seam.set_firewall(app, ["action=drop"])
+    seam.create(DISP, "DispVM", "red", template=app)
+    found = seam.properties(DISP, ["default_dispvm", "memory", "vcpus"])
+    assert found["default_dispvm"] == {"value": app, "default": False}
+    assert found["memory"] == {"value": "512", "default": False}
+    assert found["vcpus"]["default"] is True
+    assert seam.tags(DISP) == ["created-by-dom0", "mine"]
+    assert seam.firewall(DISP) == ["action=drop"]
+
+
 def test_only_the_volatile_volume_can_be_ephemeral(seam, app):
     refused("Cannot enable ephemeral", seam.set_volume, app, "root", "ephemeral", True)
     seam.set_volume(app, "volatile", "ephemeral", True)

@@ -348,19 +348,24 @@ class Qubes:
                 f"template for disposable ({template}) needs to be an AppVM with"
                 " template_for_dispvms=True"
             )
-        # a disposable has the features and tags of its template (core: qubes/vm/dispvm.py)
+        # a disposable has the features, tags, properties and rules of its template (core:
+        # qubes/vm/dispvm.py)
         inherited = dict(kind["features"]) if cls == "DispVM" else {}
+        given = dict(kind["properties"]) if cls == "DispVM" else {}
+        given.pop("template_for_dispvms", None)
         WORLD.qubes[name] = {
             "class": cls,
             "label": label,
             "template": template,
-            "properties": {},
+            "properties": given,
             "features": {k: v for k, v in inherited.items() if not k.startswith("preload-dispvm")},
             # core: qubes/ext/admin.py
             "tags": sorted({"created-by-dom0", *(kind["tags"] if cls == "DispVM" else [])}),
             "running": False,
             "pci": {},
         }
+        if cls == "DispVM" and "firewall" in kind:
+            WORLD.qubes[name]["firewall"] = list(kind["firewall"])
         # core: qubes/vm/qubesvm.py, create_on_disk
         WORLD.folder(name).mkdir(parents=True, exist_ok=True)
         try:
