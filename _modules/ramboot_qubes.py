@@ -461,7 +461,10 @@ class _Look:
     def used_since(self, name: str) -> bool:
         """Whether a qube of ours has been written to since it was made; true when unknown."""
         noted = self.record["made"].get(name, {})
-        return not noted.get("whole") or self.states(name) != noted["volumes"]
+        try:
+            return not noted.get("whole") or self.states(name) != noted["volumes"]
+        except CommandExecutionError:
+            return True
 
 
 def _folder(name: str, cls: str) -> str:
@@ -634,6 +637,12 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
                 f"{where}: its {volume} volume lies in pool {real}, not in {pool}; delete it to"
                 " have it anew"
             )
+    if not found:
+        try:
+            look.states(name)
+        except CommandExecutionError as error:
+            # its deletion was cut off, such as by the power
+            found.append(f"{where}: {error}; delete it to have it anew")
     return found
 
 

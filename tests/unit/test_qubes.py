@@ -968,6 +968,25 @@ def test_a_volume_that_is_missing_is_named(formula):
     )
 
 
+@pytest.mark.parametrize("volume", ["root", "private"])
+def test_ours_without_one_of_its_volumes_is_not_taken_for_good(formula, qubesd, volume):
+    """As the power leaves one whose deletion had begun."""
+    formula.good(EXAMPLE)
+    image = formula.world.root / f"var/lib/qubes/vm-templates/{CLONE}/{volume}.img"
+    image.unlink()
+    assert check(formula, EXAMPLE) == [
+        f"templates:{CLONE}: volume vm-templates/{CLONE}/{volume} of pool varlibqubes is missing:"
+        f" there is no {image}; delete it to have it anew"
+    ]
+    answer = formula.absent()
+    assert answer["result"] is True
+    assert DVM not in qubesd.qubes
+    assert f"left: {CLONE} was used since it was made and may hold data" in answer["comment"]
+    formula.pillar({"remove_data": [CLONE]})
+    assert list(formula.absent()["changes"]) == [CLONE]
+    assert CLONE not in qubesd.qubes
+
+
 def test_a_refresh_that_failed_midway_is_done_again(formula, qubesd):
     formula.good(EXAMPLE)
     qubesd.update("debian-12-xfce")
