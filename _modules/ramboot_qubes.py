@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -48,6 +49,7 @@ QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm
 MAKING_S = 120
 # Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
 GIVEN = ("name", "label", "template", "klass", "qid", "uuid", "dispid")
+BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))
 # Features that say what is in a template's root: copied again with it.
 OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
@@ -629,6 +631,10 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
         )
     for volume, pool in _pools_wanted(look, kind, entry).items():
         real = look.volumes(name)[volume]["pool"]
+        based = kind not in (*CLONES, "disposables")
+        if volume == "root" and based and qube["template"] != entry["template"]:
+            # a snapshot, which follows the template when that is set back
+            continue
         if kind == "save" and not entry["pool"] and real != look.pool:
             # the default may be another one since
             continue
@@ -836,9 +842,21 @@ def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
     found = []
     for name, group, key, value in asked:
         now = _now(look, name, group, key)
+        if group == "property" and now["value"] is not None:
+            value = _spelt(value, now["value"])
         if not _same(group, now, value):
             found.append((name, group, key, now, value))
     return found
+
+
+def _spelt(value: str, now: str) -> str:
+    """A value as qubesd will give it back, told from what is there: yes is True, 0400 is 400
+    (core-admin: qubes/__init__.py, property.bool).
+    """
+    if now in BOOLS:
+        return next((key for key, words in BOOLS.items() if value.lower() in words), value)
+    whole = re.compile(r"-?\d+", re.ASCII)
+    return str(int(value)) if whole.fullmatch(value) and whole.fullmatch(now) else value
 
 
 def _settings_steps(look: _Look) -> list[dict[str, Any]]:

@@ -344,6 +344,28 @@ def test_the_first_value_is_put_back_not_the_last(formula, qubesd):
     assert qubesd.qubes["sys-net"]["properties"]["memory"] == 500
 
 
+def test_values_may_be_written_as_qubesd_reads_them(formula, qubesd):
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    given = {"autostart": "yes", "debug": 1, "include_in_backups": "Off", "memory": "0300"}
+    answer = formula.good({"settings": {"sys-net": {"properties": given}}})["settings"]
+    assert [(key, change["new"]) for key, change in answer["changes"].items()] == [
+        ("sys-net: autostart", "True"),
+        ("sys-net: debug", "True"),
+        ("sys-net: include_in_backups", "False"),
+        ("sys-net: memory", "300"),
+    ]
+    assert not any(answer["changes"] for answer in formula.good().values())
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
+def test_values_of_ours_too(formula):
+    pillar = {"low_ram": {"low": {"template": "debian-12-xfce", "properties": {"autostart": 1}}}}
+    formula.good(pillar)
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
 def test_a_network_may_become_one_in_the_run_that_names_it_and_goes_the_same_way(formula, qubesd):
     app = sys.modules["qubesadmin"].Qubes()
     app.add_new_vm("AppVM", "a", "red", template="debian-12-xfce")
@@ -1405,6 +1427,15 @@ def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qub
         f"disposable_templates:{DVM}: its private volume lies in pool vm-pool, not in varlibqubes;"
         " delete it to have it anew",
     ]
+
+
+def test_another_template_of_an_app_qube_of_ours_is_set_back(formula, qubesd):
+    pillar = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}}
+    formula.good(pillar)
+    sys.modules["qubesadmin"].Qubes().domains["work"].template = "debian-12-xfce"
+    assert pools(qubesd, "work")["root"] == "vm-pool"
+    assert list(formula.good()["qubes"]["changes"]) == ["work: template"]
+    assert pools(qubesd, "work") == IN_RAM
 
 
 def test_a_disposable_on_a_low_ram_template_would_not_be_in_ram(formula):
