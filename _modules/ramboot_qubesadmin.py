@@ -554,7 +554,7 @@ def set_device(name: str, port: str, options: dict[str, str] | None) -> None:
         whose, and which, as in 00_14.0.
     options
         {option: "True"}, or None to take the device away. What was assigned with other options is
-        assigned anew.
+        assigned anew, as the very device that it was (4.3 can name one beside its place).
 
     CLI Example:
 
@@ -565,14 +565,15 @@ def set_device(name: str, port: str, options: dict[str, str] | None) -> None:
     with _asking(f"assigning PCI device {port} to {name}"):
         app = _app()
         vm = _qube(app, name)
-        collection = vm.devices["pci"]
+        collection, device = vm.devices["pci"], None
         # a list first: taking one away while qubesadmin reads them would skip others
         for item in list(_assigned(vm)):
             if (getattr(item, "port_id", None) or item.ident) == port:
+                device = getattr(item, "virtual_device", None)
                 # 4.3: unassign; in 4.2 detach of a persistent one (client: qubesadmin/devices.py)
                 getattr(collection, "unassign", collection.detach)(item)
         if options is not None:
-            new = _assignment(app.domains["dom0"], port, options)
+            new = _assignment(app.domains["dom0"], port, options, device)
             getattr(collection, "assign", collection.attach)(new)
 
 
@@ -729,7 +730,7 @@ def _assigned(vm: Any) -> Iterator[Any]:
     return collection.assignments(persistent=True)
 
 
-def _assignment(backend: Any, port: str, options: dict[str, str]) -> Any:
+def _assignment(backend: Any, port: str, options: dict[str, str], device: Any) -> Any:
     """What to assign; the two releases build it differently (client: devices, device_protocol)."""
     try:
         from qubesadmin import device_protocol
@@ -737,5 +738,5 @@ def _assignment(backend: Any, port: str, options: dict[str, str]) -> Any:
         from qubesadmin import devices as devices_42
 
         return devices_42.DeviceAssignment(backend, port, options=options, persistent=True)
-    device = device_protocol.VirtualDevice(device_protocol.Port(backend, port, "pci"))
+    device = device or device_protocol.VirtualDevice(device_protocol.Port(backend, port, "pci"))
     return device_protocol.DeviceAssignment(device, mode="required", options=options)

@@ -740,6 +740,7 @@ class _DevicesBase:
         if port not in self._pci():
             raise exc.DeviceNotAssigned(f"pci device dom0:{port}:* not assigned")
         del self._pci()[port]
+        WORLD.qubes[self._name].get("pci_ids", {}).pop(port, None)
         WORLD.save()
 
 
@@ -750,14 +751,18 @@ class _Devices43(_DevicesBase):
         from qubesadmin.device_protocol import DeviceAssignment, Port, VirtualDevice
 
         dom0 = Qubes().domains["dom0"]
+        named = WORLD.qubes[self._name].get("pci_ids", {})
         for port, options in self._pci().items():
-            device = VirtualDevice(Port(dom0, port, "pci"))
+            device = VirtualDevice(Port(dom0, port, "pci"), named.get(port, "*"))
             yield DeviceAssignment(device, self._name, options, "required")
 
     def assign(self, assignment):
         if assignment.mode != "required":
             raise exc.QubesValueError("PCI devices cannot be assigned as not required.")
         self._put(assignment.port_id, assignment.options)
+        if assignment.virtual_device.device_id != "*":
+            named = WORLD.qubes[self._name].setdefault("pci_ids", {})
+            named[assignment.port_id] = assignment.virtual_device.device_id
 
     def unassign(self, assignment):
         self._take(assignment.port_id)
