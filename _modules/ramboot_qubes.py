@@ -555,6 +555,11 @@ def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> li
     found = _base_faults(look, kind, name, entry)
     if standing == "half" and look.qubes[name]["running"]:
         found.append(f"{where}: it is half-made and running; halt it, it has to be made anew")
+    if standing == "half" and (users := _users(look, name, [])):
+        found.append(
+            f"{where}: it is half-made and has to be made anew, but is in use by"
+            f" {', '.join(users.values())}"
+        )
     if standing == "whole":
         found += _shape_faults(look, kind, name, entry)
         if kind == "templates" and name in _to_refresh(look) and look.running_on(name):

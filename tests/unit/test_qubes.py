@@ -687,6 +687,20 @@ def test_a_name_that_is_taken_just_when_it_is_made_is_not_ours(formula, qubesd):
     assert set(formula.world.salt["ramboot_qubes_record.read"]()["made"]) == {CLONE}
 
 
+def test_a_half_made_qube_that_somebody_uses_is_told_before_anything_is_changed(formula, qubesd):
+    formula.fail("admin.vm.volume.CloneTo", error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        formula.apply(EXAMPLE)
+    qubesd.fault = None
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "mine", "red", template=CLONE)
+    app.default_template = CLONE
+    assert check(formula, EXAMPLE) == [
+        f"templates:{CLONE}: it is half-made and has to be made anew, but is in use by mine, the"
+        " system (default_template)"
+    ]
+
+
 # Between the making of a qube and our mark on it
 
 
