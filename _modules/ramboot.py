@@ -565,12 +565,12 @@ def _tree_bytes(top: str, without: set[str] | None = None) -> int:
     """Allocated bytes at and below top, a hard-linked file once: on top's device alone or, given
     places to leave out, on any.
     """
-    total, seen, todo = 0, set(), [top]
-    device = os.lstat(top).st_dev
+    total, seen, todo, device = 0, set(), [top], None
     while todo:
         path = todo.pop()
         try:
             info = os.lstat(path)
+            device = info.st_dev if device is None else device
             if path in without if without is not None else info.st_dev != device:
                 continue
             if stat.S_ISDIR(info.st_mode):
@@ -639,6 +639,8 @@ def _session_of_the_pillar() -> dict[str, Any]:
         "lvm": backend != "snapshot" and boot["disk"] == "attached",
         "swap": settings["swap"] == "keep",
         "mounts": boot["disk"] == "attached",
+        # nothing beside the layer is mounted or used for swap (ramboot-root.sh, beside_layer)
+        "layer": backend == "snapshot",
     }
 
 
@@ -702,6 +704,8 @@ def _audit_swap() -> list[dict[str, str]]:
     pretended = _pretended()
     if pretended and not pretended["swap"]:
         found = []
+    elif pretended and pretended["layer"]:
+        found = [swap for swap in found if not _beside_layer(swap["name"])]
     if not found:
         return [_place("swap", "none is active", "ram")]
     verdicts = {"ram": "ram", "disk": "disk", "sealed": "ram"}
@@ -709,10 +713,17 @@ def _audit_swap() -> list[dict[str, str]]:
         _place(
             f"swap {swap['name']}",
             f"{swap['type']}, {_mib(swap['used_bytes'])} used",
-            verdicts.get(backing(swap["name"]), "disk" if swap["type"] == "file" else "unknown"),
+            verdicts.get(_swap_lies_on(swap), "unknown"),
         )
         for swap in found
     ]
+
+
+def _swap_lies_on(swap: dict[str, Any]) -> str:
+    device = swap["name"]
+    if swap["type"] == "file":
+        device = __salt__["ramboot_qubes_pools.mount_of"](device, _mounts())["source"]
+    return backing(device)
 
 
 def _audit_zram() -> list[dict[str, str]]:
@@ -857,12 +868,22 @@ def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             mount = {**mount, "fstype": "tmpfs", "source": "tmpfs", "writable": True}
         elif mount["source"].startswith("/dev/") and (
             not pretended["mounts"]
+            or (pretended["layer"] and _beside_layer(mount["source"]))
             or mount["target"] in ("/boot", "/efi")
             or mount["target"].startswith("/boot/")
         ):
             continue
         kept.append(mount)
     return kept
+
+
+def _beside_layer(device: str) -> bool:
+    """Whether a snapshot session would leave it alone: no mapping, so not in the volume group below
+    the layer (a file of / is). A mapping of LVM is; another disk's, of LUKS, is opened too late to
+    be told.
+    """
+    name = os.path.basename(os.path.realpath(device))
+    return device.startswith("/dev/") and not name.startswith("dm-")
 
 
 def _unescape(text: str) -> str:

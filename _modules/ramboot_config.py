@@ -31,6 +31,7 @@ _GLOB = re.compile(r"/[A-Za-z0-9/._+@:,=~%^!*?\[\]-]+")
 # What qubesd takes (core-admin: qubes/vm/__init__.py, validate_name; qubes/api/admin.py, pool_add,
 # vm_feature_set; qubes/tags.py); pools and labels get the same rule.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
+_NEW_NAME = re.compile(r"(?!(?:dom0|Domain-0|none|default)$)(?!.*-dm$)[A-Za-z][A-Za-z0-9_.-]{0,30}")
 _KEY = {"properties": re.compile(r"[a-z][a-z0-9_]*"), "features": re.compile(r"[A-Za-z0-9_.-]+")}
 _VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
 _TAG = re.compile(r"[A-Za-z0-9_-]+")
@@ -491,11 +492,12 @@ def _entries(where: str, value: Any, rule: dict, known: dict, found: list[str]) 
     for name, given in _pairs(where, value, "a mapping of names", found).items():
         place = f"{where}:{_key_shown(name)}"
         # dom0 can be given settings, not be made
-        made = name != "dom0" or where.endswith(":settings")
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or not made:
+        pattern = _NAME if where.endswith(":settings") else _NEW_NAME
+        if not isinstance(name, str) or not pattern.fullmatch(name):
             found.append(
                 f"{where}: {_show(name)} is not allowed; allowed: a name of at most 31 letters,"
-                " digits and _ . - that begins with a letter, but dom0"
+                " digits and _ . - that begins with a letter, but dom0, Domain-0, none, default"
+                " and what ends with -dm"
             )
             continue
         inside = _mapping(place, given, rule["keys"], found)

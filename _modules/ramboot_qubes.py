@@ -7,13 +7,16 @@ asked of qubesd (ramboot_qubesadmin), nothing is guessed from names.
 
 A qube of ours has the feature `ramboot-made`, which holds its kind *and its own name*: disposables
 and clones inherit features (QubesOS/qubes-core-admin: qubes/vm/dispvm.py), and are not ours for
-that. It is set before anything else, as "begun", and becomes whole last of all.
+that. It is set right after the qube is made, as "begun", and becomes whole last of all. Before,
+the record has the intent: a qube without a mark that is just what qubesd was asked for, was made in
+that moment and never touched since is what a crash between both left (`_Look.unlike`).
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -42,6 +45,11 @@ CLONES = ("templates", "standalones")
 OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
 # Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py).
 QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
+# How long qubesd may take for an empty qube: one that was made later somebody else made.
+MAKING_S = 120
+# Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
+GIVEN = ("name", "label", "template", "klass", "qid", "uuid", "dispid")
+BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))
 # Features that say what is in a template's root: copied again with it.
 OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
@@ -279,8 +287,7 @@ def apply(part: str) -> list[str]:
         salt-call --local ramboot_qubes.apply qubes
     """
     notes: list[str] = []
-    # Twice: a qube may name one that is made after it, and a new template resets `rw` of the root
-    # (core-admin: qubes/vm/appvm.py, template_changed_update_storage).
+    # Twice: a qube may name one that is made after it.
     for _pass in range(2):
         for step in pending(part):
             notes += _do(step)
@@ -394,7 +401,51 @@ class _Look:
         mark = self.features(name).get(MADE, "").split(" ")
         if len(mark) == 3 and mark[0] in ("begun", "whole") and mark[2] == name:
             return "whole" if mark[0] == "whole" else "half"
-        return "foreign"
+        return "foreign" if self.unlike(name) else "half"
+
+    def unlike(self, name: str) -> str | None:
+        """Why a qube without a mark is not what a run of ours left that was cut off before it could
+        set one; None: it is. Whatever somebody may have done to it or with it speaks against it.
+        """
+        intent = self.record["made"].get(name, {}).get("intent")
+        if intent is None:
+            return "no run of ramboot was making it"
+        qube = self.qubes[name]
+        for key in ("class", "template", "label"):
+            if qube[key] != intent[key]:
+                return f"its {key} is {qube[key]}, not {intent[key]}"
+        if qube["running"]:
+            return "it is running"
+        try:
+            made = os.stat(_folder(name, qube["class"])).st_mtime
+        except OSError as error:
+            return f"when it was made can't be told: {error}"
+        # timestamps of files lag behind the clock by a tick
+        if not intent["time"] - 1 <= made <= intent["time"] + MAKING_S:
+            return "it was not made when that run was cut off"
+        for key, volume in self.volumes(name).items():
+            pool = intent["pools"].get(key, volume["pool"])
+            if volume["pool"] != pool:
+                return f"its {key} volume lies in pool {volume['pool']}, not in {pool}"
+            if volume["save_on_stop"] and (volume["usage"] or volume["revisions"]):
+                return f"its {key} volume holds data"
+        # a disposable has what its template has from the start (core-admin: qubes/vm/dispvm.py)
+        model = qube["template"] if qube["class"] == "DispVM" else None
+        kept = self.features(model) if model else {}
+        if any(kept.get(key) != value for key, value in self.features(name).items()):
+            return "it was given features"
+        tags = set(self.tags(name)) - set(self.tags(model) if model else [])
+        if any(not tag.startswith("created-by-") for tag in tags):
+            return "it was given tags"
+        rules = self.firewall(model) if model else ["action=accept"]
+        if self.firewall(name) != rules or self.devices(name):
+            return "it was given firewall rules or devices"
+        shared = self.property_names(model) if model else []
+        for key in set(self.property_names(name)) - set(GIVEN):
+            now = self.value(name, key)
+            if not now["default"] and (key not in shared or now != self.value(model, key)):
+                return f"its {key} was set"
+        return None
 
     def state(self, name: str, volume: str) -> str:
         """See ramboot_qubes_pools.state_of."""
@@ -412,7 +463,18 @@ class _Look:
     def used_since(self, name: str) -> bool:
         """Whether a qube of ours has been written to since it was made; true when unknown."""
         noted = self.record["made"].get(name, {})
-        return not noted.get("whole") or self.states(name) != noted["volumes"]
+        try:
+            return not noted.get("whole") or self.states(name) != noted["volumes"]
+        except CommandExecutionError:
+            return True
+
+
+def _folder(name: str, cls: str) -> str:
+    """The directory that qubesd makes of each qube, wherever its volumes lie (core-admin:
+    qubes/vm/qubesvm.py, dir_path; qubes/vm/templatevm.py).
+    """
+    top = os.path.dirname(__salt__["ramboot_config.paths"]()["qubes_xml"])
+    return os.path.join(top, "vm-templates" if cls == "TemplateVM" else "appvms", name)
 
 
 def _settings() -> dict[str, Any]:
@@ -479,6 +541,12 @@ def _crowd_fault(look: _Look) -> str | None:
 def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:
     """What speaks against one qube that is to be made or is there."""
     where, standing = f"{kind}:{name}", look.standing(name)
+    if standing == "foreign" and "intent" in look.record["made"].get(name, {}):
+        return [
+            f"{where}: a run that was making it was cut off, and the qube of that name"
+            f" ({look.qubes[name]['class']}) may be yours: {look.unlike(name)}; delete it if nobody"
+            " needs it, or choose another name"
+        ]
     if standing == "foreign":
         return [
             f"{where}: a qube of that name is there ({look.qubes[name]['class']}) and was not made"
@@ -487,6 +555,11 @@ def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> li
     found = _base_faults(look, kind, name, entry)
     if standing == "half" and look.qubes[name]["running"]:
         found.append(f"{where}: it is half-made and running; halt it, it has to be made anew")
+    if standing == "half" and (users := _users(look, name, [])):
+        found.append(
+            f"{where}: it is half-made and has to be made anew, but is in use by"
+            f" {', '.join(users.values())}"
+        )
     if standing == "whole":
         found += _shape_faults(look, kind, name, entry)
         if kind == "templates" and name in _to_refresh(look) and look.running_on(name):
@@ -563,24 +636,45 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
         )
     for volume, pool in _pools_wanted(look, kind, entry).items():
         real = look.volumes(name)[volume]["pool"]
+        based = kind not in (*CLONES, "disposables")
+        if volume == "root" and based and qube["template"] != entry["template"]:
+            # a snapshot, which follows the template when that is set back
+            continue
+        if kind == "save" and not entry["pool"] and real != look.pool:
+            # the default may be another one since
+            continue
         if real != pool:
             found.append(
                 f"{where}: its {volume} volume lies in pool {real}, not in {pool}; delete it to"
                 " have it anew"
             )
+    if not found:
+        try:
+            look.states(name)
+        except CommandExecutionError as error:
+            # its deletion was cut off, such as by the power
+            found.append(f"{where}: {error}; delete it to have it anew")
     return found
 
 
 def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, str | None]:
     """Where each volume that we care for has to lie."""
     if kind == "save":
-        pool = entry["pool"] or look.value(None, "default_pool_private")["value"]
-        return {"private": pool}
+        return {"private": entry["pool"] or _default_pool(look, "default_pool_private")}
     if kind == "low_ram":
         return {"private": look.pool} | (
             {"volatile": look.pool} if entry["volatile"] == "pool" else {}
         )
     return dict.fromkeys(("root", "private", "volatile"), look.pool)
+
+
+def _default_pool(look: _Look, key: str) -> str | None:
+    """As the same run will have set it; each follows default_pool until it is set itself."""
+    asked = look.settings["default_pools"]
+    if key in asked:
+        return asked[key]
+    now = look.value(None, key)
+    return asked.get("default_pool", now["value"]) if now["default"] else now["value"]
 
 
 def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls: str) -> list[str]:
@@ -739,7 +833,13 @@ def _qube_steps(look: _Look) -> list[dict[str, Any]]:
             what = f"{name}: {_shown(group, key)}"
             action = ["set", name, group, key, value]
             steps.append(_step(what, _plain(group, now), value, action))
-    return steps
+    # what names a qube comes last: that may be made, or given what it needs for it, in the same run
+    return sorted(steps, key=_names_a_qube)
+
+
+def _names_a_qube(step: dict[str, Any]) -> bool:
+    action, *about = step["do"]
+    return action in ("set", "change", "put_back") and about[2] in QUBE_VALUED
 
 
 def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
@@ -747,9 +847,21 @@ def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
     found = []
     for name, group, key, value in asked:
         now = _now(look, name, group, key)
+        if group == "property" and now["value"] is not None:
+            value = _spelt(value, now["value"])
         if not _same(group, now, value):
             found.append((name, group, key, now, value))
     return found
+
+
+def _spelt(value: str, now: str) -> str:
+    """A value as qubesd will give it back, told from what is there: yes is True, 0400 is 400
+    (core-admin: qubes/__init__.py, property.bool).
+    """
+    if now in BOOLS:
+        return next((key for key, words in BOOLS.items() if value.lower() in words), value)
+    whole = re.compile(r"-?\d+", re.ASCII)
+    return str(int(value)) if whole.fullmatch(value) and whole.fullmatch(now) else value
 
 
 def _settings_steps(look: _Look) -> list[dict[str, Any]]:
@@ -767,7 +879,7 @@ def _settings_steps(look: _Look) -> list[dict[str, Any]]:
             _step(what, _plain(group, now), value, ["change", name, group, key, now, value])
         )
     kept = {(name, group, key) for name, group, key, _value in asked}
-    return steps + _put_back(look, kept)[0]
+    return sorted(steps, key=_names_a_qube) + _put_back(look, kept)[0]
 
 
 def _put_back(
@@ -792,7 +904,8 @@ def _put_back(
         else:
             left.append(f"{what} was changed to {_plain(group, now)!r} since and is left as it is")
             forget.append((name, group, key))
-    return steps, left, forget
+    # nobody is told to provide no network (or disposables) while another still names it
+    return sorted(steps, key=lambda step: not _names_a_qube(step)), left, forget
 
 
 def _undo(look: _Look) -> dict[str, Any]:
@@ -865,9 +978,11 @@ def _undo(look: _Look) -> dict[str, Any]:
             )
         else:
             steps.append(_step(f"pool {name}", "present", None, ["remove_pool", name]))
-    # notes of qubes that somebody else deleted
+    # notes of qubes that somebody else deleted, or made
     for name in look.record["made"]:
-        if name not in look.qubes:
+        if name in look.qubes and look.standing(name) == "foreign":
+            left.append(f"{name} has no mark of ramboot, may be yours, and is left as it is")
+        if look.standing(name) in ("absent", "foreign"):
             steps.append(_step(f"record of {name}", "present", None, ["forget_made", name]))
     return {"faults": found, "steps": steps, "left": left, "forget": forget}
 
@@ -1036,7 +1151,7 @@ def _do_set(name: str | None, group: str, key: str, value: Any) -> None:
             __salt__["ramboot_qubesadmin.reset_property"](name, key)
         else:
             value = value["value"] or "" if isinstance(value, dict) else value
-            __salt__["ramboot_qubesadmin.set_property"](name, key, value)
+            _set_property(name, key, value)
     elif group == "feature":
         __salt__["ramboot_qubesadmin.set_feature"](name, key, value)
     elif group == "tag":
@@ -1047,6 +1162,18 @@ def _do_set(name: str | None, group: str, key: str, value: Any) -> None:
         __salt__["ramboot_qubesadmin.set_firewall"](name, value)
     else:
         __salt__["ramboot_qubesadmin.set_device"](name, key, value)
+
+
+def _set_property(name: str | None, key: str, value: str) -> None:
+    if name is None or key != "template":
+        __salt__["ramboot_qubesadmin.set_property"](name, key, value)
+        return
+    # a new template makes the root writable (core-admin: qubes/vm/appvm.py,
+    # template_changed_update_storage)
+    before = __salt__["ramboot_qubesadmin.volumes"](name)["root"]["rw"]
+    __salt__["ramboot_qubesadmin.set_property"](name, key, value)
+    if __salt__["ramboot_qubesadmin.volumes"](name)["root"]["rw"] != before:
+        __salt__["ramboot_qubesadmin.set_volume"](name, "root", "rw", before)
 
 
 def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> None:
@@ -1069,15 +1196,14 @@ def _do_make(
     elif standing != "absent":
         # somebody was faster than the copies before it
         raise CommandExecutionError(f"a qube {name} was made meanwhile; it was not touched")
-    __salt__["ramboot_qubes_record.made"](name, kind)
     try:
         _make_empty(kind, name, entry, pool)
         if kind in CLONES:
             _fill(name, entry["source"])
         for group, key, value in values:
-            # the template is given at creation, and a qube that is made later is named later
-            there = key not in QUBE_VALUED or value in ("", *__salt__["ramboot_qubesadmin.qubes"]())
-            if (group, key) != ("property", "template") and there:
+            # the template is given at creation, and another qube of ours is named last of all
+            later = key in QUBE_VALUED and value != name and _Look(_settings()).kind_of(value)
+            if (group, key) != ("property", "template") and not later:
                 _do_set(name, group, key, value)
         look = _Look(_settings())
         for volume, wanted_pool in _pools_wanted(look, kind, entry).items():
@@ -1120,9 +1246,18 @@ def _make_empty(kind: str, name: str, entry: dict[str, Any], pool: str) -> None:
         # all volumes follow the disposable template
         where = {}
     template = None if kind in CLONES else base
-    __salt__["ramboot_qubesadmin.create"](
-        name, KINDS[kind], label, template, mark={MADE: f"begun {kind} {name}"}, **where
-    )
+    intent = {"class": KINDS[kind], "label": label, "template": template}
+    intent["pools"] = _pools_wanted(look, kind, entry)
+    __salt__["ramboot_qubes_record.made"](name, kind, intent=intent)
+    try:
+        __salt__["ramboot_qubesadmin.create"](name, KINDS[kind], label, template, **where)
+    except CommandExecutionError as error:
+        if not getattr(error, "unanswered", False):
+            # what is there by now is somebody else's
+            __salt__["ramboot_qubes_record.made"](name, None)
+        raise
+    __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"begun {kind} {name}")
+    __salt__["ramboot_qubes_record.made"](name, kind)
     if kind not in ("save", "low_ram", "disposables"):
         for volume, info in __salt__["ramboot_qubesadmin.volumes"](name).items():
             # what an older revision holds would be RAM for nothing

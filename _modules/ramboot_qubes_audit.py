@@ -32,6 +32,8 @@ WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
 _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d+-back|-back)?")
+# Of a qube (qubes/vm/__init__.py, validate_name).
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
 _LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
         "vg_name,lv_name,pool_lv,lv_size,lv_time"]  # fmt: skip
 
@@ -420,7 +422,8 @@ def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
             continue
         for name in sorted(os.listdir(parent)):
             path = os.path.join(parent, name)
-            if name in qubes or name.startswith(".") or not os.path.isdir(path):
+            # lost+found is nobody's
+            if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
                 continue
             info = os.lstat(path)
             found.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -31,9 +32,11 @@ def read() -> dict[str, Any]:
     Everything that is recorded.
 
     Returns {"made": {qube: {"kind": pillar key below ramboot:qubes, "whole": bool, "volumes":
-    {volume: its state when it was made}}}, "settings": [{"qube": name or None for the system,
-    "group": "property" | "feature" | "tag" | "pci", "key", "old", "new"}], "pools": [names that we
-    added]}; all empty when there is no record.
+    {volume: its state when it was made}, "intent": until it is marked, what qubesd was asked for,
+    {"class", "label", "template", "pools": {volume: pool}, "time": seconds since 1970}}},
+    "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
+    "pci", "key", "old", "new"}], "pools": [names that we added]}; all empty when there is no
+    record.
 
     Raises CommandExecutionError when the file can't be understood.
 
@@ -72,13 +75,17 @@ def exists() -> bool:
 
 
 def made(
-    qube: str, kind: str | None, whole: bool = False, volumes: dict[str, str] | None = None
+    qube: str,
+    kind: str | None,
+    whole: bool = False,
+    volumes: dict[str, str] | None = None,
+    intent: dict[str, Any] | None = None,
 ) -> None:
     """
     Note that a qube is about to be made, or is whole, or (kind None) is gone.
 
-    qube, kind, whole, volumes
-        as in `read`.
+    qube, kind, whole, volumes, intent
+        as in `read`; to the intent goes the time.
 
     CLI Example:
 
@@ -91,6 +98,8 @@ def made(
         record["made"].pop(qube, None)
     else:
         record["made"][qube] = {"kind": kind, "whole": whole, "volumes": volumes or {}}
+        if intent is not None:
+            record["made"][qube]["intent"] = {**intent, "time": time.time()}
     _write(record)
 
 

@@ -310,10 +310,9 @@ def create(
     template: str | None = None,
     pool: str | None = None,
     pools: dict[str, str] | None = None,
-    mark: dict[str, str] | None = None,
 ) -> None:
     """
-    Make an empty qube.
+    Make an empty qube; qubesd makes it whole, or not at all (core: qubes/api/admin.py, _vm_create).
 
     name, cls, label, template
         what it is; a class without templates takes None.
@@ -321,10 +320,9 @@ def create(
         where every volume goes that may go anywhere; or
     pools
         {volume: pool}. Default: the default pools.
-    mark
-        features to set before anything else happens, so that a half-made qube can be told.
 
-    Raises CommandExecutionError when qubesd refuses.
+    Raises CommandExecutionError when qubesd refuses; its attribute `unanswered` is true when qubesd
+    did not say whether it did.
 
     CLI Example:
 
@@ -333,10 +331,7 @@ def create(
         salt-call --local ramboot_qubesadmin.create save AppVM yellow template=debian-12-xfce
     """
     with _asking(f"making {name}"):
-        app = _app()
-        vm = app.add_new_vm(cls, name, label, template=template, pool=pool, pools=pools)
-        for key, value in (mark or {}).items():
-            vm.features[key] = value
+        _app().add_new_vm(cls, name, label, template=template, pool=pool, pools=pools)
 
 
 def clone_settings(source: str, name: str) -> None:
@@ -559,7 +554,7 @@ def set_device(name: str, port: str, options: dict[str, str] | None) -> None:
         whose, and which, as in 00_14.0.
     options
         {option: "True"}, or None to take the device away. What was assigned with other options is
-        assigned anew.
+        assigned anew, as the very device that it was (4.3 can name one beside its place).
 
     CLI Example:
 
@@ -570,14 +565,15 @@ def set_device(name: str, port: str, options: dict[str, str] | None) -> None:
     with _asking(f"assigning PCI device {port} to {name}"):
         app = _app()
         vm = _qube(app, name)
-        collection = vm.devices["pci"]
+        collection, device = vm.devices["pci"], None
         # a list first: taking one away while qubesadmin reads them would skip others
         for item in list(_assigned(vm)):
             if (getattr(item, "port_id", None) or item.ident) == port:
+                device = getattr(item, "virtual_device", None)
                 # 4.3: unassign; in 4.2 detach of a persistent one (client: qubesadmin/devices.py)
                 getattr(collection, "unassign", collection.detach)(item)
         if options is not None:
-            new = _assignment(app.domains["dom0"], port, options)
+            new = _assignment(app.domains["dom0"], port, options, device)
             getattr(collection, "assign", collection.attach)(new)
 
 
@@ -675,13 +671,19 @@ def _asking(what: str) -> Iterator[None]:
         # it is an AttributeError as well (client: qubesadmin/exc.py).
         raise CommandExecutionError(f"{what}: refused without a reason: {error}") from error
     except qubesadmin.exc.QubesDaemonCommunicationError as error:
-        raise CommandExecutionError(f"{what}: qubesd can't be reached: {error}") from error
+        raise _unanswered(what, error) from error
     except (qubesadmin.exc.QubesException, ValueError) as error:
         raise CommandExecutionError(f"{what}: {_unquoted(error)}") from error
     except OSError as error:
-        raise CommandExecutionError(f"{what}: qubesd can't be reached: {error}") from error
+        raise _unanswered(what, error) from error
     except AttributeError as error:
         raise CommandExecutionError(f"{what}: {error}") from error
+
+
+def _unanswered(what: str, error: Exception) -> CommandExecutionError:
+    told = CommandExecutionError(f"{what}: qubesd can't be reached: {error}")
+    told.unanswered = True
+    return told
 
 
 def _refusals() -> tuple[type[BaseException], ...]:
@@ -728,7 +730,7 @@ def _assigned(vm: Any) -> Iterator[Any]:
     return collection.assignments(persistent=True)
 
 
-def _assignment(backend: Any, port: str, options: dict[str, str]) -> Any:
+def _assignment(backend: Any, port: str, options: dict[str, str], device: Any) -> Any:
     """What to assign; the two releases build it differently (client: devices, device_protocol)."""
     try:
         from qubesadmin import device_protocol
@@ -736,5 +738,5 @@ def _assignment(backend: Any, port: str, options: dict[str, str]) -> Any:
         from qubesadmin import devices as devices_42
 
         return devices_42.DeviceAssignment(backend, port, options=options, persistent=True)
-    device = device_protocol.VirtualDevice(device_protocol.Port(backend, port, "pci"))
+    device = device or device_protocol.VirtualDevice(device_protocol.Port(backend, port, "pci"))
     return device_protocol.DeviceAssignment(device, mode="required", options=options)

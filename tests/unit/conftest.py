@@ -198,6 +198,7 @@ def populate(qubesd, below):
     below
         the directory that stands for /
     """
+    qubesd.base = f"{below}/var/lib/qubes"
     qubesd.add_pool("varlibqubes", "file", dir_path=f"{below}/var/lib/qubes", revisions_to_keep=1)
     qubesd.add_pool("linux-kernel", "linux-kernel", dir_path=f"{below}/var/lib/qubes/vm-kernels")
     qubesd.add_pool("vm-pool", "lvm_thin", volume_group="qubes_dom0", thin_pool="vm-pool")

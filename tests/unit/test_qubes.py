@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
@@ -342,6 +344,73 @@ def test_the_first_value_is_put_back_not_the_last(formula, qubesd):
     assert qubesd.qubes["sys-net"]["properties"]["memory"] == 500
 
 
+def test_values_may_be_written_as_qubesd_reads_them(formula, qubesd):
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    given = {"autostart": "yes", "debug": 1, "include_in_backups": "Off", "memory": "0300"}
+    answer = formula.good({"settings": {"sys-net": {"properties": given}}})["settings"]
+    assert [(key, change["new"]) for key, change in answer["changes"].items()] == [
+        ("sys-net: autostart", "True"),
+        ("sys-net: debug", "True"),
+        ("sys-net: include_in_backups", "False"),
+        ("sys-net: memory", "300"),
+    ]
+    assert not any(answer["changes"] for answer in formula.good().values())
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
+def test_values_of_ours_too(formula):
+    pillar = {"low_ram": {"low": {"template": "debian-12-xfce", "properties": {"autostart": 1}}}}
+    formula.good(pillar)
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_a_network_may_become_one_in_the_run_that_names_it_and_goes_the_same_way(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "a", "red", template="debian-12-xfce")
+    # written out, so that qubesd asks who uses it
+    app.add_new_vm("AppVM", "b", "red", template="debian-12-xfce").provides_network = False
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    formula.good(
+        {
+            "settings": {
+                "a": {"properties": {"netvm": "b"}},
+                "b": {"properties": {"provides_network": True}},
+            }
+        }
+    )
+    assert qubesd.qubes["a"]["properties"]["netvm"] == "b"
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
+def test_a_qube_of_ours_may_become_a_network_in_the_run_that_names_it(formula, qubesd):
+    pillar = {
+        **EXAMPLE,
+        "app_qubes": {"work": {"template": CLONE}},
+        "disposables": {"sys-ram": {"template": DVM}},
+    }
+    formula.good(pillar)
+    pillar["disposables"]["sys-ram"]["properties"] = {"provides_network": True}
+    for name in ("work", "more"):
+        pillar["app_qubes"][name] = {"template": CLONE, "properties": {"netvm": "sys-ram"}}
+    formula.good(pillar)
+    for name in ("work", "more"):
+        assert qubesd.qubes[name]["properties"]["netvm"] == "sys-ram"
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_a_read_only_root_survives_another_template_and_the_way_back(formula, qubesd):
+    root = qubesd.qubes["default-dvm"]["volumes"]["root"]
+    root["rw"] = False
+    formula.good({**EXAMPLE, "settings": {"default-dvm": {"template": CLONE}}})
+    assert (root["pool"], root["rw"]) == ("varlibqubes", False)
+    formula.absent()
+    assert (root["pool"], root["rw"]) == ("vm-pool", False)
+
+
 def test_what_the_user_changed_since_is_left_and_named(formula, qubesd):
     formula.good({"settings": {"sys-net": {"properties": {"memory": 300}, "tags": ["kept"]}}})
     qubesd.qubes["sys-net"]["properties"]["memory"] = 777
@@ -566,6 +635,7 @@ def test_a_qubesd_that_dies_midway_leaves_a_marked_half_that_is_made_anew(formul
     assert "qubesd can't be reached" in answer["comment"]
     assert f"{CLONE} is half-made and will be made anew" in answer["comment"]
     qubesd.fault = None
+    assert "intent" not in formula.world.salt["ramboot_qubes_record.read"]()["made"][CLONE]
     # it is there, in the right pool, with an empty root: what upstream's qvm.clone takes for good
     assert pools(qubesd, CLONE) == IN_RAM
     assert qubesd.allocated(qubesd.qubes[CLONE]["volumes"]["root"]) == 0
@@ -615,6 +685,207 @@ def test_a_name_that_is_taken_just_when_it_is_made_is_not_ours(formula, qubesd):
     )
     assert DVM in qubesd.qubes
     assert set(formula.world.salt["ramboot_qubes_record.read"]()["made"]) == {CLONE}
+
+
+def test_a_half_made_qube_that_somebody_uses_is_told_before_anything_is_changed(formula, qubesd):
+    formula.fail("admin.vm.volume.CloneTo", error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        formula.apply(EXAMPLE)
+    qubesd.fault = None
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "mine", "red", template=CLONE)
+    app.default_template = CLONE
+    assert check(formula, EXAMPLE) == [
+        f"templates:{CLONE}: it is half-made and has to be made anew, but is in use by mine, the"
+        " system (default_template)"
+    ]
+
+
+# Between the making of a qube and our mark on it
+
+
+KIND_OF = {
+    CLONE: "templates",
+    DVM: "disposable_templates",
+    "work": "app_qubes",
+    "alone": "standalones",
+    "sys-ram": "disposables",
+    "low": "low_ram",
+    "save": "save",
+}
+
+
+def crash(formula, qubesd, name, error=None, pillar=EXAMPLE):
+    """The power goes, or qubesd alone with an error, when the qube is made and has no mark yet."""
+    gone = []
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.feature", name):
+            gone.append(method)
+        if gone:
+            raise error or KeyboardInterrupt
+
+    qubesd.fault = fault
+    answers = None
+    if error:
+        answers = formula.apply(pillar)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            formula.apply(pillar)
+    qubesd.fault = None
+    assert not qubesd.qubes[name]["features"].get("ramboot-made", "").endswith(f" {name}")
+    return answers
+
+
+@pytest.mark.parametrize("name", KIND_OF)
+def test_a_qube_that_a_crash_left_without_a_mark_is_made_anew(formula, qubesd, everything, name):
+    inherited = {"tags": ["inherited"], "firewall": ["action=drop"], "properties": {"memory": 500}}
+    everything["disposable_templates"][DVM] |= inherited
+    crash(formula, qubesd, name, pillar=everything)
+    dry = formula.apply(test=True)["qubes"]
+    assert dry["changes"][name]["old"] == "half-made"
+    formula.good()
+    assert qubesd.qubes[name]["features"]["ramboot-made"] == f"whole {KIND_OF[name]} {name}"
+    assert "intent" not in json.dumps(formula.world.salt["ramboot_qubes_record.read"]())
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_a_qubesd_that_dies_before_the_mark_is_the_same(formula, qubesd):
+    exc = sys.modules["qubesadmin.exc"]
+    error = exc.QubesDaemonCommunicationError("Failed to connect to qubesd service")
+    answer = crash(formula, qubesd, CLONE, error)["qubes"]
+    assert answer["comment"].startswith(f"setting feature ramboot-made of {CLONE}: qubesd can't be")
+    assert f"{CLONE} is half-made and will be made anew" in answer["comment"]
+    formula.good()
+
+
+def test_a_qubesd_that_made_it_and_died_before_it_said_so_is_the_same(formula, qubesd):
+    exc = sys.modules["qubesadmin.exc"]
+    gone = []
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.Create.AppVM", DVM) and not gone:
+            gone.append(None)
+            app = sys.modules["qubesadmin"].Qubes()
+            app.add_new_vm("AppVM", DVM, "black", template=CLONE, pool="varlibqubes")
+            gone.append(method)
+        if gone and gone[-1]:
+            raise exc.QubesDaemonCommunicationError("Got empty response from qubesd")
+
+    qubesd.fault = fault
+    assert "qubesd can't be reached" in formula.apply(EXAMPLE)["qubes"]["comment"]
+    qubesd.fault = None
+    assert formula.apply(test=True)["qubes"]["changes"][DVM]["old"] == "half-made"
+    formula.good()
+
+
+def test_what_a_crash_left_without_a_mark_is_taken_away_by_absent(formula, qubesd):
+    formula.pillar({})
+    before = formula.snapshot()
+    crash(formula, qubesd, DVM)
+    assert formula.absent()["result"] is True
+    assert formula.snapshot() == before
+
+
+def touch(formula, qubesd, what):
+    """Somebody works with the qube that the crash left, or made one of that name since."""
+    app = sys.modules["qubesadmin"].Qubes()
+    vm, held = app.domains[DVM], qubesd.qubes[DVM]
+    if what == "template":
+        vm.template = "debian-12-xfce"
+    elif what == "label":
+        vm.label = "orange"
+    elif what == "running":
+        qubesd.run(DVM)
+    elif what == "data":
+        qubesd.fill(DVM, "private", 1 << 12)
+    elif what == "revision":
+        qubesd.revisions[f"varlibqubes appvms/{DVM}/private"] = ["1-back"]
+    elif what == "feature":
+        vm.features["x"] = "1"
+    elif what == "tag":
+        vm.tags.add("mine")
+    elif what == "firewall":
+        formula.world.salt["ramboot_qubesadmin.set_firewall"](DVM, ["action=drop"])
+    elif what == "device":
+        held["pci"]["00_14.0"] = {}
+    elif what == "property":
+        vm.memory = 500
+    elif what == "pool":
+        held["volumes"]["private"]["pool"] = "vm-pool"
+    elif what == "class":
+        del app.domains[DVM]
+        app.add_new_vm("StandaloneVM", DVM, "black", pool="varlibqubes")
+    elif what in ("later", "earlier"):
+        folder = qubesd.folder(DVM)
+        made = folder.stat().st_mtime + (125 if what == "later" else -5)
+        os.utime(folder, (made, made))
+    else:
+        assert what == "directory"
+        shutil.rmtree(qubesd.folder(DVM))
+
+
+TOUCHED = {
+    "class": "its class is StandaloneVM, not AppVM",
+    "template": f"its template is debian-12-xfce, not {CLONE}",
+    "label": "its label is orange, not black",
+    "running": "it is running",
+    "later": "it was not made when that run was cut off",
+    "earlier": "it was not made when that run was cut off",
+    "directory": "when it was made can't be told: ",
+    "pool": "its private volume lies in pool vm-pool, not in varlibqubes",
+    "data": "its private volume holds data",
+    "revision": "its private volume holds data",
+    "feature": "it was given features",
+    "tag": "it was given tags",
+    "firewall": "it was given firewall rules or devices",
+    "device": "it was given firewall rules or devices",
+    "property": "its memory was set",
+}
+
+
+@pytest.mark.parametrize("what", TOUCHED)
+def test_what_somebody_made_or_touched_meanwhile_is_never_removed(formula, qubesd, what):
+    crash(formula, qubesd, DVM)
+    touch(formula, qubesd, what)
+    before = formula.snapshot()[0]
+    (told,) = check(formula, EXAMPLE)
+    assert TOUCHED[what] in told, told
+    assert told.startswith(
+        f"disposable_templates:{DVM}: a run that was making it was cut off, and the qube of that"
+        f" name ({qubesd.qubes[DVM]['class']}) may be yours: "
+    )
+    assert told.endswith("; delete it if nobody needs it, or choose another name")
+    assert formula.apply()["checked"]["result"] is False
+    assert formula.snapshot()[0] == before
+    answer = formula.absent()
+    assert answer["result"] is True
+    assert (
+        f"left: {DVM} has no mark of ramboot, may be yours, and is left as it is"
+        in answer["comment"].splitlines()
+    )
+    assert DVM in qubesd.qubes
+    assert DVM not in formula.world.salt["ramboot_qubes_record.read"]()["made"]
+    assert "has no mark" not in formula.absent()["comment"]
+
+
+def test_a_twin_of_ours_that_was_faster_is_not_ours(formula, qubesd):
+    """Just as we would have made it, and qubesd says that we did not."""
+    exc = sys.modules["qubesadmin.exc"]
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.Create.AppVM", DVM):
+            qubesd.fault = None
+            app = sys.modules["qubesadmin"].Qubes()
+            app.add_new_vm("AppVM", DVM, "black", template=CLONE, pool="varlibqubes")
+            raise exc.QubesValueError(f"VM {DVM} already exists")
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert answer["comment"].endswith(f"{DVM} itself is not marked as ours and was not touched")
+    (told,) = check(formula, EXAMPLE)
+    assert "was not made by ramboot" in told
+    assert DVM in qubesd.qubes
 
 
 def test_a_half_made_qube_is_taken_away_by_absent(formula, qubesd):
@@ -731,6 +1002,25 @@ def test_a_volume_that_is_missing_is_named(formula):
     assert formula.apply()["checked"]["comment"] == (
         "volume vm-templates/mine/root of pool varlibqubes is missing: there is no " + str(image)
     )
+
+
+@pytest.mark.parametrize("volume", ["root", "private"])
+def test_ours_without_one_of_its_volumes_is_not_taken_for_good(formula, qubesd, volume):
+    """As the power leaves one whose deletion had begun."""
+    formula.good(EXAMPLE)
+    image = formula.world.root / f"var/lib/qubes/vm-templates/{CLONE}/{volume}.img"
+    image.unlink()
+    assert check(formula, EXAMPLE) == [
+        f"templates:{CLONE}: volume vm-templates/{CLONE}/{volume} of pool varlibqubes is missing:"
+        f" there is no {image}; delete it to have it anew"
+    ]
+    answer = formula.absent()
+    assert answer["result"] is True
+    assert DVM not in qubesd.qubes
+    assert f"left: {CLONE} was used since it was made and may hold data" in answer["comment"]
+    formula.pillar({"remove_data": [CLONE]})
+    assert list(formula.absent()["changes"]) == [CLONE]
+    assert CLONE not in qubesd.qubes
 
 
 def test_a_refresh_that_failed_midway_is_done_again(formula, qubesd):
@@ -947,7 +1237,7 @@ def test_a_pool_that_is_excluded_from_the_copy_is_refused(formula, qubesd):
 
 def test_a_pool_directory_that_is_a_link_is_refused(formula, qubesd):
     top = formula.world.root / "var/lib/qubes"
-    top.mkdir(parents=True)
+    (top / "vm-templates").rename(top / "old")
     (top / "vm-templates").symlink_to("/mnt")
     (found,) = check(formula, EXAMPLE)
     assert found.startswith(f"{top}/vm-templates of pool varlibqubes is a link")
@@ -1007,6 +1297,35 @@ def test_a_save_qube_has_no_network_and_is_not_in_the_ram_pool(formula, qubesd):
     assert found == [
         "save:save:properties:netvm: a save qube has no network",
         "save:save: pool varlibqubes is that of the RAM root, which forgets; name another",
+    ]
+
+
+@pytest.mark.parametrize("key", ["default_pool", "default_pool_private"])
+def test_a_save_qube_lies_in_the_default_pool_of_the_same_pillar_and_stays_there(
+    formula, qubesd, key
+):
+    (formula.world.root / "mnt").mkdir()
+    pool = {"dir_path": f"{formula.world.root}/mnt/usb", "on_root": True}
+    pillar = {
+        "file_pools": {"usb": pool},
+        "default_pools": {key: "usb"},
+        "save": {"save": {"template": "debian-12-xfce"}},
+    }
+    formula.good(pillar)
+    assert pools(qubesd, "save")["private"] == "usb"
+    assert not any(answer["changes"] for answer in formula.good().values())
+    # the default may become another one: where it is, it is on the disk
+    del pillar["default_pools"]
+    assert set(formula.good(pillar)["settings"]["changes"]) == {f"system: {key}"}
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_a_save_qube_in_the_ram_pool_is_not_taken_for_good(formula, qubesd):
+    formula.good({"save": {"save": {"template": "debian-12-xfce"}}})
+    qubesd.qubes["save"]["volumes"]["private"]["pool"] = "varlibqubes"
+    assert check(formula, {"save": {"save": {"template": "debian-12-xfce"}}}) == [
+        "save:save: its private volume lies in pool varlibqubes, not in vm-pool; delete it to have"
+        " it anew"
     ]
 
 
@@ -1122,6 +1441,15 @@ def test_what_ours_became_since_is_told_when_it_can_not_be_set_back(formula, qub
         f"disposable_templates:{DVM}: its private volume lies in pool vm-pool, not in varlibqubes;"
         " delete it to have it anew",
     ]
+
+
+def test_another_template_of_an_app_qube_of_ours_is_set_back(formula, qubesd):
+    pillar = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}}
+    formula.good(pillar)
+    sys.modules["qubesadmin"].Qubes().domains["work"].template = "debian-12-xfce"
+    assert pools(qubesd, "work")["root"] == "vm-pool"
+    assert list(formula.good()["qubes"]["changes"]) == ["work: template"]
+    assert pools(qubesd, "work") == IN_RAM
 
 
 def test_a_disposable_on_a_low_ram_template_would_not_be_in_ram(formula):

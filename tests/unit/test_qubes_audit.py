@@ -448,8 +448,9 @@ def leave(dom0, qubesd):
         dom0.lv(name)
     dom0.lv("vm-other-private", pool_lv="root-pool")
     top = Path(qubesd.pools["varlibqubes"]["dir_path"])
-    for name in ("gone-too", "sys-net"):
-        (top / "appvms" / name).mkdir(parents=True)
+    for name in ("gone-too", "lost+found", ".hidden"):
+        (top / "appvms" / name).mkdir()
+    assert (top / "appvms/sys-net").is_dir()
     (top / "appvms/gone-too/private.img").write_bytes(b"x" * 8192)
     return top
 

@@ -16,6 +16,8 @@ import contextlib
 import importlib.util
 import os
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from salt.exceptions import CommandExecutionError
@@ -62,7 +64,7 @@ def template(seam):
 
 @pytest.fixture
 def clone(seam, template):
-    seam.create(CLONE, "TemplateVM", "black", pool=POOL, mark={"ramboot-made": "begun"})
+    seam.create(CLONE, "TemplateVM", "black", pool=POOL)
     return CLONE
 
 
@@ -175,6 +177,21 @@ def test_a_disposable_inherits_a_read_only_root_an_encrypted_volatile_and_featur
     assert seam.features(DISP)["ramboot-made"] == "x"
 
 
+def test_a_disposable_inherits_what_its_template_was_given(seam, app):
+    seam.set_property(app, "template_for_dispvms", "True")
+    seam.set_property(app, "default_dispvm", app)
+    seam.set_property(app, "memory", "512")
+    seam.set_tag(app, "mine")
+    seam.set_firewall(app, ["action=drop"])
+    seam.create(DISP, "DispVM", "red", template=app)
+    found = seam.properties(DISP, ["default_dispvm", "memory", "vcpus"])
+    assert found["default_dispvm"] == {"value": app, "default": False}
+    assert found["memory"] == {"value": "512", "default": False}
+    assert found["vcpus"]["default"] is True
+    assert seam.tags(DISP) == ["created-by-dom0", "mine"]
+    assert seam.firewall(DISP) == ["action=drop"]
+
+
 def test_only_the_volatile_volume_can_be_ephemeral(seam, app):
     refused("Cannot enable ephemeral", seam.set_volume, app, "root", "ephemeral", True)
     seam.set_volume(app, "volatile", "ephemeral", True)
@@ -210,8 +227,29 @@ def test_a_snapshot_can_not_be_copied_from(seam, clone, app):
 # Making and deleting
 
 
-def test_a_new_qube_carries_its_mark(seam, clone):
-    assert seam.features(clone) == {"ramboot-made": "begun"}
+@pytest.mark.parametrize("kind", ["TemplateVM", "AppVM", "StandaloneVM", "DispVM"])
+def test_a_new_qube_has_nothing_but_what_it_was_given_and_a_directory_of_its_own(
+    seam, world, template, app, kind
+):
+    """What tells one that nobody touched yet."""
+    based = {"AppVM": template, "DispVM": app}.get(kind)
+    seam.set_property(app, "template_for_dispvms", "True")
+    seam.create(SECOND, kind, "green", template=based, pool=None if kind == "DispVM" else POOL)
+    assert seam.features(SECOND) == {}
+    assert seam.tags(SECOND) == ["created-by-dom0"]
+    assert seam.firewall(SECOND) == ["action=accept"]
+    assert seam.devices(SECOND) == {}
+    given = {"name", "label", "template", "klass", "qid", "uuid", "dispid"}
+    others = [key for key in seam.property_names(SECOND) if key not in given]
+    assert not [k for k, v in seam.properties(SECOND, others).items() if not v["default"]]
+    kept = {key: info for key, info in seam.volumes(SECOND).items() if info["save_on_stop"]}
+    assert set(kept) == {"AppVM": {"private"}, "DispVM": set()}.get(kind, {"root", "private"})
+    assert [(info["usage"], info["revisions"]) for info in kept.values()] == [(0, [])] * len(kept)
+    top = Path("/" if REAL else world.root, "var/lib/qubes")
+    folder = top / ("vm-templates" if kind == "TemplateVM" else "appvms") / SECOND
+    assert abs(folder.stat().st_mtime - time.time()) < 60
+    seam.remove(SECOND)
+    assert not folder.exists()
 
 
 def test_what_can_not_be_made_is_refused_in_words_and_leaves_nothing(seam, template, clone):
@@ -277,6 +315,22 @@ def test_values_that_qubesd_refuses_are_told_with_what_was_tried(seam, app):
     refused("does not provide network", seam.set_property, app, "netvm", app)
     refused("Label does not exist", seam.set_property, app, "label", "no-color")
     refused("Invalid property", seam.set_property, app, "nosuch", "1")
+
+
+def test_a_network_comes_before_who_uses_it_and_goes_after(seam, app, template):
+    seam.create(SECOND, "AppVM", "red", template=template, pool=POOL)
+    refused("does not provide network", seam.set_property, app, "netvm", SECOND)
+    seam.set_property(SECOND, "provides_network", "True")
+    seam.set_property(app, "netvm", SECOND)
+    refused("still used by other qubes", seam.set_property, SECOND, "provides_network", "False")
+    seam.set_property(app, "netvm", "")
+    seam.set_property(SECOND, "provides_network", "False")
+
+
+def test_a_new_template_makes_the_root_writable(seam, app, template):
+    seam.set_volume(app, "root", "rw", False)
+    seam.set_property(app, "template", template)
+    assert seam.volumes(app)["root"]["rw"] is True
 
 
 def test_features_are_text_and_can_be_taken_away(seam, app):
@@ -362,6 +416,21 @@ def test_a_pci_device_is_assigned_changed_and_taken_away(seam, app):
     assert seam.devices(app) == {"00_1f.7": {}}
     seam.set_device(app, "00_1f.7", None)
     assert seam.devices(app) == {}
+
+
+def test_a_pci_device_that_was_named_stays_the_one_that_it_was(seam, app):
+    import qubesadmin
+
+    protocol = pytest.importorskip("qubesadmin.device_protocol", exc_type=ImportError)
+    qubes = qubesadmin.Qubes()
+    port = protocol.Port(qubes.domains["dom0"], "00_1f.7", "pci")
+    device = protocol.VirtualDevice(port, "0x8086:0x9d71::p040300")
+    given = protocol.DeviceAssignment(device, mode="required")
+    qubes.domains[app].devices["pci"].assign(given)
+    seam.set_device(app, "00_1f.7", {"no-strict-reset": "True"})
+    (found,) = qubesadmin.Qubes().domains[app].devices["pci"].get_assigned_devices()
+    assert found.virtual_device.device_id == "0x8086:0x9d71::p040300"
+    assert seam.devices(app) == {"00_1f.7": {"no-strict-reset": "True"}}
 
 
 # Pools and the system

@@ -299,6 +299,13 @@ def test_plan_knows_that_zstd_is_smaller(world, ramboot):
     assert found["expected_bytes"] == 5 * GIB * 48 // 100
 
 
+def test_plan_bears_a_file_that_is_deleted_while_it_looks(world, ramboot, monkeypatch):
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
+    gone = f"{world.root}/dom0/tmp/gone"
+    monkeypatch.setattr(ramboot.glob, "glob", lambda path: [gone] if path.endswith("tmp/*") else [])
+    assert ramboot.plan()["zram"]["excluded_bytes"] == 0
+
+
 def test_plan_leaves_the_excludes_out(world, ramboot):
     world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
     world.write("/dom0/tmp/large", b"x" * MIB)
@@ -451,6 +458,55 @@ def test_swap_that_the_pillar_keeps_would_go_on(world, system, ramboot):
     world.pillar["ramboot"] = {"swap": "keep"}
     system.swaps = [{"name": "/dev/dm-1", "type": "partition", "size_bytes": 1, "used_bytes": 0}]
     assert would(ramboot.audit())["swap /dev/dm-1"] == "disk"
+
+
+def test_a_snapshot_session_would_use_nothing_beside_its_layer(world, system, ramboot):
+    """Partitions are left alone; a LUKS mapping of another disk may be opened and mounted yet."""
+    world.pillar["ramboot"] = {"boot": {"backend": "snapshot"}, "swap": "keep"}
+    system.block("dm-2", slaves=["sda3"], uuid="CRYPT-LUKS2-y", dm="luks-y")
+    system.block("sda3")
+    for target, source in (("/srv", "/dev/sda3"), ("/mnt", "/dev/dm-2"), ("/home/x", "/dev/dm-1")):
+        system.mounts.append(f"27 21 8:9 / {target} rw - ext4 {source} rw")
+    system.write()
+    system.swaps = [
+        {"name": name, "type": kind, "size_bytes": 1, "used_bytes": 0}
+        for name, kind in (
+            ("/dev/sda3", "partition"),
+            ("/dev/dm-1", "partition"),
+            ("/swapfile", "file"),
+            ("/mnt/swap", "file"),
+        )
+    ]
+    assert would(ramboot.audit()) == {
+        "/": "ram",
+        "/boot": "ram",
+        "/srv": "ram",
+        "/mnt": "disk",
+        "/home/x": "ram",
+        "swap /dev/sda3": "ram",
+        "swap /dev/dm-1": "ram",
+        "swap /swapfile": "ram",
+        "swap /mnt/swap": "disk",
+        "volume qubes_dom0-root": "ram",
+        "names in qubes_dom0": "ram",
+        "all": "disk",
+    }
+
+
+def test_another_backend_would_mount_what_it_mounts_now(world, system, ramboot):
+    world.pillar["ramboot"] = {"swap": "keep"}
+    system.block("sda3")
+    system.mounts.append("27 21 8:9 / /srv rw - ext4 /dev/sda3 rw")
+    system.write()
+    system.swaps = [{"name": "/dev/sda3", "type": "partition", "size_bytes": 1, "used_bytes": 0}]
+    found = would(ramboot.audit())
+    assert (found["/srv"], found["swap /dev/sda3"]) == ("disk", "disk")
+
+
+def test_a_swap_file_on_a_copied_root_is_in_ram(system, ramboot):
+    system.zram(1)
+    system.swaps = [{"name": "/swapfile", "type": "file", "size_bytes": 1, "used_bytes": 0}]
+    assert verdicts(ramboot.audit())["swap /swapfile"] == "ram"
 
 
 def test_the_pretence_ends_with_the_audit(world, system, ramboot):

@@ -64,8 +64,6 @@ def dom0(tmp_path_factory):
     for device in ("zram3", "sda", "dm-1/slaves/sda"):
         minion.write(f"sys/class/block/{device}/dev", "")
     minion.write("proc/meminfo", "MemTotal: 4194304 kB\nMemAvailable: 3145728 kB\n")
-    for folder in ("appvms", "vm-templates"):
-        (minion.root / "var/lib/qubes" / folder).mkdir(parents=True)
     # none of the host's users is asked for menus
     minion.script("runuser", "exit 1")
     minion.script("lvs", """echo '{"report": [{"lv": []}]}'""")

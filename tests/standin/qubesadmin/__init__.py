@@ -13,6 +13,7 @@ after each change, so that a program of its own (salt-call) can be given qubes.
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 from qubesadmin import exc, firewall
@@ -74,6 +75,8 @@ class World:
     def __init__(self, path=None):
         self.path = path
         self.release = "4.3"
+        # where each qube has a directory, wherever its volumes lie
+        self.base = None
         self.pools = {}
         self.qubes = {}
         self.system = {}
@@ -89,7 +92,7 @@ class World:
 
     def save(self):
         if self.path:
-            kept = ("release", "pools", "qubes", "system", "features", "usage", "revisions")
+            kept = ("release", "base", "pools", "qubes", "system", "features", "usage", "revisions")
             Path(self.path).write_text(json.dumps({key: vars(self)[key] for key in kept}))
 
     def call(self, method, subject):
@@ -145,6 +148,11 @@ class World:
         if file:
             return file.stat().st_blocks * 512 if file.exists() else 0
         return self.usage.get(f"{info['pool']} {info['vid']}", 0)
+
+    def folder(self, name):
+        """core: qubes/vm/qubesvm.py, dir_path"""
+        kind = "vm-templates" if self.qubes[name]["class"] == "TemplateVM" else "appvms"
+        return Path(self.base, kind, name)
 
     def make_volumes(self, name, pool, pools):
         """core: qubes/vm/*vm.py (volume_config), qubes/storage/{__init__,file}.py"""
@@ -340,22 +348,30 @@ class Qubes:
                 f"template for disposable ({template}) needs to be an AppVM with"
                 " template_for_dispvms=True"
             )
-        # a disposable has the features and tags of its template (core: qubes/vm/dispvm.py)
+        # a disposable has the features, tags, properties and rules of its template (core:
+        # qubes/vm/dispvm.py)
         inherited = dict(kind["features"]) if cls == "DispVM" else {}
+        given = dict(kind["properties"]) if cls == "DispVM" else {}
+        given.pop("template_for_dispvms", None)
         WORLD.qubes[name] = {
             "class": cls,
             "label": label,
             "template": template,
-            "properties": {},
+            "properties": given,
             "features": {k: v for k, v in inherited.items() if not k.startswith("preload-dispvm")},
             # core: qubes/ext/admin.py
-            "tags": ["created-by-dom0", *(kind["tags"] if cls == "DispVM" else [])],
+            "tags": sorted({"created-by-dom0", *(kind["tags"] if cls == "DispVM" else [])}),
             "running": False,
             "pci": {},
         }
+        if cls == "DispVM" and "firewall" in kind:
+            WORLD.qubes[name]["firewall"] = list(kind["firewall"])
+        # core: qubes/vm/qubesvm.py, create_on_disk
+        WORLD.folder(name).mkdir(parents=True, exist_ok=True)
         try:
             WORLD.make_volumes(name, pool, pools or {})
         except exc.QubesException:
+            WORLD.folder(name).rmdir()
             del WORLD.qubes[name]
             raise
         WORLD.save()
@@ -440,6 +456,8 @@ class _Domains:
                 file.unlink()
                 if not any(file.parent.iterdir()):
                     file.parent.rmdir()
+        # core: qubes/vm/qubesvm.py, remove_from_disk
+        shutil.rmtree(WORLD.folder(name), ignore_errors=True)
         del WORLD.qubes[name]
         WORLD.save()
 
@@ -515,6 +533,7 @@ class QubesVM:
             types["template_for_dispvms"] = ("bool", False)
         if self.klass == "DispVM":
             types["auto_cleanup"] = ("bool", False)
+            types["dispid"] = ("int", 1234)
         return types
 
     def property_list(self):
@@ -523,7 +542,7 @@ class QubesVM:
 
     def property_is_default(self, key):
         self._known(key)
-        if key in ("name", "label", "template", "klass", "qid"):
+        if key in ("name", "label", "template", "klass", "qid", "dispid"):
             return False
         return key not in self._qube()["properties"]
 
@@ -578,6 +597,8 @@ class QubesVM:
             raise exc.QubesLabelNotFoundError(f"Label does not exist: {value}")
         if key == "netvm" and value and not QubesVM(self.app, value).provides_network:
             raise exc.QubesValueError(f"The {value} qube does not provide network")
+        if key == "provides_network" and value is False:
+            self._unused_network()
         qube = self._qube()
         if key == "template":
             if qube["running"]:
@@ -598,6 +619,13 @@ class QubesVM:
         self._known(key)
         self._qube()["properties"].pop(key, None)
         WORLD.save()
+
+    def _unused_network(self):
+        """core: qubes/vm/mix/net.py, _setter_provides_network (a reset does not ask)"""
+        if any(str(QubesVM(self.app, name).netvm) == self.name for name in WORLD.qubes):
+            raise exc.QubesValueError(
+                "The qube is still used by other qubes, change theirs 'netvm' first"
+            )
 
     def __dir__(self):
         return [*super().__dir__(), *self._types()]
@@ -712,6 +740,7 @@ class _DevicesBase:
         if port not in self._pci():
             raise exc.DeviceNotAssigned(f"pci device dom0:{port}:* not assigned")
         del self._pci()[port]
+        WORLD.qubes[self._name].get("pci_ids", {}).pop(port, None)
         WORLD.save()
 
 
@@ -722,14 +751,18 @@ class _Devices43(_DevicesBase):
         from qubesadmin.device_protocol import DeviceAssignment, Port, VirtualDevice
 
         dom0 = Qubes().domains["dom0"]
+        named = WORLD.qubes[self._name].get("pci_ids", {})
         for port, options in self._pci().items():
-            device = VirtualDevice(Port(dom0, port, "pci"))
+            device = VirtualDevice(Port(dom0, port, "pci"), named.get(port, "*"))
             yield DeviceAssignment(device, self._name, options, "required")
 
     def assign(self, assignment):
         if assignment.mode != "required":
             raise exc.QubesValueError("PCI devices cannot be assigned as not required.")
         self._put(assignment.port_id, assignment.options)
+        if assignment.virtual_device.device_id != "*":
+            named = WORLD.qubes[self._name].setdefault("pci_ids", {})
+            named[assignment.port_id] = assignment.virtual_device.device_id
 
     def unassign(self, assignment):
         self._take(assignment.port_id)

@@ -19,11 +19,13 @@ class Port:
 @dataclass(frozen=True)
 class VirtualDevice:
     port: Port
+    # any device in that place
+    device_id: str = "*"
 
 
 @dataclass
 class DeviceAssignment:
-    device: VirtualDevice
+    virtual_device: VirtualDevice
     frontend_domain: object = None
     options: dict = field(default_factory=dict)
     # "manual" is the default, and assign() of a PCI device wants "required"
@@ -31,8 +33,8 @@ class DeviceAssignment:
 
     @property
     def port_id(self):
-        return self.device.port.port_id
+        return self.virtual_device.port.port_id
 
     @property
     def backend_domain(self):
-        return self.device.port.backend_domain
+        return self.virtual_device.port.backend_domain
