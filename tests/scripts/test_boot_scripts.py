@@ -1227,6 +1227,17 @@ def test_ram_that_is_one_page_short_is_refused(
         assert done.stdout == f"fits, {(root_mib + 500) << 20}"
 
 
+def test_an_overlay_that_is_made_later_has_its_reserve_too(shell: Shell, tmp_path: Path) -> None:
+    """pre-mount is another process than the one that read the configuration."""
+    config(tmp_path, reserve_mib="1000", headroom_mib="500")
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {1499 << 10} kB\n")
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    state = text[text.index("\nSTATE=") : text.index("\n# rescan:")]
+    shell(f"{state}\nread_config; ST_BACKEND=overlay; save_state")
+    done = shell(f'{state}\nload_state; ST_BYTES=0; budget || printf "%s" "$reason"')
+    assert done.stdout.startswith("not enough RAM for overlay: 1.4 GiB needed"), done.stdout
+
+
 # --- snapshot and overlay -------------------------------------------------------------------------
 
 

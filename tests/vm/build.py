@@ -36,7 +36,7 @@ if __package__ in (None, ""):  # started by hand
 
 from vm import cpio, phases, toolbox
 from vm.console import repeated
-from vm.disk import LAYOUTS, PASSPHRASE, Disk, run
+from vm.disk import LAYOUTS, PASSPHRASE, ROOT_OFFSET_MIB, Disk, run
 from vm.toolbox import GUEST
 
 SALT = "salt==3008.3"
@@ -244,6 +244,14 @@ def root() -> toolbox.Root:
     return toolbox.Root(
         target / "root.img", target / "kernel", target / "initrd", target / "switch_root"
     )
+
+
+def sector_of(path: str) -> int:
+    """Where on a disk with the layout ext4, on which the root lies block by block, a file of it
+    begins.
+    """
+    blocks = run("debugfs", "-R", f"blocks {path}", root().image).stdout.split()
+    return (ROOT_OFFSET_MIB << 11) + int(blocks[0]) * 8
 
 
 def tree(release: str = RELEASE) -> Path:

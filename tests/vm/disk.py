@@ -13,6 +13,7 @@ PASSPHRASE = "labpass"
 LUKS = "/dev/mapper/luks-11111111-2222-4333-8444-555555555555"
 LAYOUTS = ("luks-thin", "thin", "lvm-xfs", "luks-btrfs", "ext4")
 _BOOT_OFFSET_MIB, _BOOT_SIZE_MIB = 1, 512  # as guest/install partitions
+ROOT_OFFSET_MIB = _BOOT_OFFSET_MIB + _BOOT_SIZE_MIB
 
 
 class DiskError(Exception):

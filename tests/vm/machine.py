@@ -62,10 +62,11 @@ class Machine:
         read_only: bool = False,
         graphics: bool = False,
         clock: str | None = None,
+        read_error: int | None = None,
     ) -> None:
         """`payload`: a file that becomes a second drive, read-only unless `payload_writable`.
         `graphics`: a screen for `screenshot`. `clock`: what the hardware's clock says at each
-        power-on.
+        power-on. `read_error`: the disk's 512-byte sector that can't be read.
         """
         self.name = name
         self.results = results
@@ -76,6 +77,7 @@ class Machine:
         self._read_only = read_only
         self._graphics = graphics
         self._clock = clock
+        self._read_error = read_error
         results.mkdir(parents=True, exist_ok=True)
         # a socket's path has room for 107 bytes, and tests have long names
         self._work = Path(tempfile.mkdtemp(dir=results, prefix="."))
@@ -328,7 +330,13 @@ class Machine:
         self._boots += 1
         socket = self._work / "qmp"
         socket.unlink(missing_ok=True)
-        options = f"file={self.disk.path},if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap"
+        options = "if=none,id=disk,cache=unsafe,discard=unmap,"
+        if self._read_error is None:
+            options += f"file={self.disk.path},format=qcow2"
+        else:
+            options += f"driver=blkdebug,image.driver=qcow2,image.file.filename={self.disk.path}"
+            options += ",inject-error.0.event=none,inject-error.0.iotype=read"
+            options += f",inject-error.0.sector={self._read_error}"
         if self._read_only:
             options += ",readonly=on"
         command = [

@@ -140,3 +140,13 @@ def test_a_disk_that_is_pulled_while_copying_is_said_and_the_machine_switches_of
     dom0.wait_for("is gone", 120)
     dom0.switches_off(90)
     assert dom0.disk_unchanged()
+
+
+def test_a_read_error_while_copying_ends_in_a_persistent_boot(machine: MachineMaker) -> None:
+    """In other places, and of blocks: tests/scripts."""
+    path = "/usr/lib/udev/hwdb.d/20-OUI.hwdb"  # in the middle of the root; no boot reads it
+    dom0 = machine(build.base("ext4"), read_error=build.sector_of(path))
+    dom0.start_direct("ramboot=tmpfs", initrd=build.initramfs())
+    dom0.shell()
+    assert_persistent(dom0, f"error reading '.{path}': Input/output error", "/dev/vda2")
+    dom0.fail(f"cat {path} > /dev/null")

@@ -315,7 +315,8 @@ finish_build() {
 
 # save_state, load_state: what a later phase, another process, needs to know.
 STATE='reason ST_REQUESTED ST_BACKEND ST_DISK ST_DEVICE ST_FSTYPE ST_BYTES ST_NEEDED ST_AVAILABLE
-ST_LIMIT ST_NOTE ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap'
+ST_LIMIT ST_NOTE ROOT_KIND ROOT_SPEC SOURCE_DISK SOURCE_ROOT CONF_swap CONF_reserve_mib
+CONF_headroom_mib'
 save_state() {
     local name value
     for name in $STATE; do
