@@ -256,7 +256,9 @@ def _qube(
             words += "; encrypted with a key that goes with the qube"
         elif verdict == "disk" and not volume["rw"]:
             verdict = "trace"
-            words += "; read-only, but its name reaches LVM's metadata"
+            thin = pools.get(volume["pool"], {}).get("driver") == "lvm_thin"
+            reached = "LVM's metadata" if thin else "the disk"
+            words += f"; read-only, but its name reaches {reached}"
         rows.append(
             {
                 **_row(f"qube {name} {key}", words, verdict),

@@ -75,7 +75,7 @@ class World:
     def __init__(self, path=None):
         self.path = path
         self.release = "4.3"
-        # where each qube has a directory, wherever its volumes lie
+        # where each qube has a directory, wherever its volumes lie; None: they have none
         self.base = None
         self.pools = {}
         self.qubes = {}
@@ -367,11 +367,13 @@ class Qubes:
         if cls == "DispVM" and "firewall" in kind:
             WORLD.qubes[name]["firewall"] = list(kind["firewall"])
         # core: qubes/vm/qubesvm.py, create_on_disk
-        WORLD.folder(name).mkdir(parents=True, exist_ok=True)
+        if WORLD.base:
+            WORLD.folder(name).mkdir(parents=True, exist_ok=True)
         try:
             WORLD.make_volumes(name, pool, pools or {})
         except exc.QubesException:
-            WORLD.folder(name).rmdir()
+            if WORLD.base:
+                WORLD.folder(name).rmdir()
             del WORLD.qubes[name]
             raise
         WORLD.save()
@@ -457,7 +459,8 @@ class _Domains:
                 if not any(file.parent.iterdir()):
                     file.parent.rmdir()
         # core: qubes/vm/qubesvm.py, remove_from_disk
-        shutil.rmtree(WORLD.folder(name), ignore_errors=True)
+        if WORLD.base:
+            shutil.rmtree(WORLD.folder(name), ignore_errors=True)
         del WORLD.qubes[name]
         WORLD.save()
 
