@@ -1056,10 +1056,21 @@ def test_the_end_of_the_last_worker_is_seen_at_once(shell: Shell) -> None:
     assert done.stdout == "ended", done.stderr
 
 
+def test_a_worker_that_fails_at_last_fails_the_copy(shell: Shell) -> None:
+    done = shell(
+        f"{WATCHED} DONE=1 WATCH_S=1000\n"
+        "work sh -c :; work sh -c 'exit 3'\n"
+        'echo "tar: no" > "$RUN/work/err.1"\n'
+        'watch_copy 100 done_bytes && collect_workers || printf "%s" "$reason"'
+    )
+    assert done.stdout == "the copy failed: tar: no"
+
+
 def test_a_worker_that_fails_ends_the_copy(shell: Shell) -> None:
     done = shell(
         f"{WATCHED} DONE=1\n"
-        "work sh -c :; work sh -c 'exit 3'\n"
+        # the others hold stdout, for whose end the test waits
+        "work sh -c 'sleep 1000; :'; work sh -c 'exit 3'\n"
         'echo "tar: no" > "$RUN/work/err.1"\n'
         'watch_copy 100 done_bytes && collect_workers || printf "%s" "$reason"'
     )

@@ -219,10 +219,10 @@ choose_algorithm() {
 # --- watching a copy ------------------------------------------------------------------------
 
 # work COMMAND...: runs it in the background, as one of $WORKERS. All that it starts holds the pipe
-# whose end of file tells watch_copy that the last has ended.
+# whose end of file tells watch_copy that the last has ended; a mark tells it that one failed.
 work() {
     [ -p "$RUN/work/ended" ] || mkfifo "$RUN/work/ended" || return 1
-    "$@" 9<> "$RUN/work/ended" &
+    { "$@" || { : > "$RUN/work/failed" && false; }; } 9<> "$RUN/work/ended" &
     WORKERS="$WORKERS $!"
 }
 
@@ -240,6 +240,11 @@ watch_copy() {
         done
         [ -n "$running" ] || break
         ! timeout "$WATCH_S" cat "$RUN/work/ended" || break
+        [ ! -e "$RUN/work/failed" ] || {
+            stop_workers
+            copy_error
+            return 1
+        }
         now=$(now_cs)
         done=$($2)
         is_number "$done" || done=$last
