@@ -218,11 +218,17 @@ choose_algorithm() {
 
 # --- watching a copy ------------------------------------------------------------------------
 
-# work COMMAND...: runs it in the background, as one of $WORKERS. All that it starts holds the pipe
-# whose end of file tells watch_copy that the last has ended; a mark tells it that one failed.
+# work COMMAND...: runs it in the background, as one of $WORKERS. All that it starts holds the writing
+# end of a pipe (9): that nobody does any more tells watch_copy, at the other (8), that the last has
+# ended. A mark tells it that one failed.
 work() {
-    [ -p "$RUN/work/ended" ] || mkfifo "$RUN/work/ended" || return 1
-    { "$@" || { : > "$RUN/work/failed" && false; }; } 9<> "$RUN/work/ended" &
+    if [ -z "$WORKERS" ]; then
+        rm -f "$RUN/work/ended" "$RUN/work/failed"
+        mkfifo "$RUN/work/ended" || return 1
+        exec 9<> "$RUN/work/ended"
+        exec 8< "$RUN/work/ended"
+    fi
+    { "$@" || { : > "$RUN/work/failed" && false; }; } &
     WORKERS="$WORKERS $!"
 }
 
@@ -233,13 +239,14 @@ watch_copy() {
     start=$(now_cs)
     moved=$start
     shown=0
+    exec 9>&-
     while :; do
         running=
         for pid in $WORKERS; do
             kill -0 "$pid" 2> /dev/null && running=1
         done
         [ -n "$running" ] || break
-        ! timeout "$WATCH_S" cat "$RUN/work/ended" || break
+        ! timeout "$WATCH_S" cat <&8 || break
         [ ! -e "$RUN/work/failed" ] || {
             stop_workers
             copy_error
