@@ -639,7 +639,7 @@ def _session_of_the_pillar() -> dict[str, Any]:
         "lvm": backend != "snapshot" and boot["disk"] == "attached",
         "swap": settings["swap"] == "keep",
         "mounts": boot["disk"] == "attached",
-        # nothing beside the layer is mounted or used for swap (ramboot-root.sh, beside_layer)
+        # nothing beside the layer is mounted or used for swap (ramboot-root.sh, on_layer)
         "layer": backend == "snapshot",
     }
 
@@ -878,9 +878,9 @@ def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _beside_layer(device: str) -> bool:
-    """Whether a snapshot session would leave it alone: no mapping, so not in the volume group below
-    the layer (a file of / is). A mapping of LVM is; another disk's, of LUKS, is opened too late to
-    be told.
+    """Whether a snapshot session would leave it alone: it is no mapping, so no volume below the
+    layer (nor a file of /). Another disk's mapping, of LUKS, is not opened there; it is counted,
+    for from here it can't be told from a volume.
     """
     name = os.path.basename(os.path.realpath(device))
     return device.startswith("/dev/") and not name.startswith("dm-")
