@@ -1077,6 +1077,21 @@ def test_a_worker_that_fails_ends_the_copy(shell: Shell) -> None:
     assert done.stdout == "the copy failed: tar: no"
 
 
+def test_of_stopped_workers_nothing_runs_on(shell: Shell) -> None:
+    """Not even what they start at that moment, as they do for piece after piece."""
+    done = shell(
+        f"{WATCHED}\n"
+        "copies() { while :; do sh -c 'sleep 0.02'; done; }\n"
+        "for i in 1 2 3 4 5; do\n"
+        "    work copies; work copies\n"
+        "    sleep 0.2; stop_workers; exec 9>&-\n"
+        # nobody holds the other end
+        "    timeout 0.01 cat <&8 && printf $i || printf '?'\n"
+        "done"
+    )
+    assert done.stdout == "12345", done.stderr
+
+
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [

@@ -16,6 +16,8 @@ PIECE_BYTES=67108864
 SHARED_BYTES=16777216
 # No progress for so long ends the copy.
 STALL_S=120
+# What was killed is waited for so long.
+STOP_S=10
 # How often it is looked how far the copy is. Its end is noticed at once.
 WATCH_S=1
 
@@ -296,25 +298,44 @@ PROGRESS_LINES=0
 PROGRESS_TENTH=0
 WORKERS=
 
+# stop_workers: kills them, and returns when nothing of theirs runs: a read that has begun holds what it
+# reads until it has ended.
 stop_workers() {
-    local pid
+    local pid end
+    KILLED=
     for pid in $WORKERS; do
         kill_tree "$pid"
     done
     # shellcheck disable=SC2086 # a list of PIDs
     wait $WORKERS 2> /dev/null
     WORKERS=
+    end=$(($(now_cs) + STOP_S * 100))
+    for pid in $KILLED; do
+        while runs "$pid" && [ "$(now_cs)" -lt "$end" ]; do
+            sleep 0.1
+        done
+    done
 }
 
-# kill_tree PID: it and its children (dd, tar), which would go on and hold the layer.
+# runs PID: what waits for its parent alone holds nothing any more.
+runs() {
+    local state
+    read -r _ _ state _ 2> /dev/null < "$P/proc/$1/stat" && [ "$state" != Z ]
+}
+
+# kill_tree PID: kills it and its children (dd, tar), which would go on; adds their PIDs to $KILLED.
 kill_tree() {
     local stat child parent
+    # meanwhile it would start the next
+    kill -STOP "$1" 2> /dev/null || return 0
     for stat in "$P"/proc/[0-9]*/stat; do
         read -r child _ _ parent _ < "$stat" 2> /dev/null || continue
         [ "$parent" = "$1" ] && kill_tree "$child"
     done
     kill -KILL "$1" 2> /dev/null || :
+    KILLED="$KILLED $1"
 }
+KILLED=
 
 # collect_workers: the end of each; 1 if one failed, with the first message of its log.
 collect_workers() {
