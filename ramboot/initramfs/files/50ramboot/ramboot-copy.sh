@@ -234,6 +234,14 @@ work() {
     WORKERS="$WORKERS $!"
 }
 
+# work_lists BASE COMMAND: one worker for each of the lists $RUN/work/BASE.0, BASE.1, ...
+work_lists() {
+    local list
+    for list in "$RUN/work/$1".[0-9]; do
+        work "$2" "$list" || return 1
+    done
+}
+
 # watch_copy TOTAL_BYTES DONE_COMMAND: shows progress until all of $WORKERS ended. Ends
 # the copy early when RAM runs out, nothing moves, or the time is over.
 watch_copy() {
@@ -403,11 +411,11 @@ dd_error() {
     sed '/ records in$/d; / records out$/d; / copied, /d' "$1"
 }
 
-# copy_piece_list LIST DEVICE: one worker.
+# copy_piece_list LIST: one worker.
 copy_piece_list() {
     local start length
     while read -r start length; do
-        dd if="$SOURCE_ROOT" of="$2" bs=1M iflag=direct,skip_bytes,count_bytes \
+        dd if="$SOURCE_ROOT" of="$P/dev/zram$ROOT_ZRAM" bs=1M iflag=direct,skip_bytes,count_bytes \
             oflag=direct,seek_bytes conv=notrunc skip="$start" seek="$start" count="$length" \
             2> "$1.dd" || {
             dd_error "$1.dd"
@@ -428,7 +436,7 @@ zram_copied() {
 
 # build_blocks: SOURCE_ROOT onto /dev/zram$ROOT_ZRAM.
 build_blocks() {
-    local total workers i known features=^has_journal
+    local total known features=^has_journal
     # Not in the copy: the journal (useless in RAM) and the UUID, by which udev and mount would
     # take the copy for the disk. Both change the layer only. tune2fs wants a whole check since
     # the last mount.
@@ -447,17 +455,8 @@ build_blocks() {
     try 120 tune2fs -O "$features" -U random -f "$SOURCE_ROOT" || return 1
     plan_blocks || return 1
     total=$(awk '{ sum += $2 } END { printf "%.0f", sum }' "$RUN/work/pieces")
-    workers=$(worker_count)
-    awk -v n="$workers" -v base="$RUN/work/list" '{ print > (base "." NR % n) }' "$RUN/work/pieces"
-    i=0
-    while [ "$i" -lt "$workers" ]; do
-        if [ -f "$RUN/work/list.$i" ]; then
-            work copy_piece_list "$RUN/work/list.$i" "/dev/zram$ROOT_ZRAM" || return 1
-        fi
-        i=$((i + 1))
-    done
-    watch_copy "$total" zram_copied || return 1
-    collect_workers || return 1
+    awk -v n="$(worker_count)" -v base="$RUN/work/list" '{ print > (base "." NR % n) }' "$RUN/work/pieces"
+    work_lists list copy_piece_list && watch_copy "$total" zram_copied && collect_workers || return 1
     [ "$(cat "$RUN"/work/list.*.done | awk '{ sum += $1 } END { printf "%.0f", sum }')" = "$total" ] || {
         reason="not all of the $total bytes of $ST_DEVICE arrived"
         return 1

@@ -172,17 +172,9 @@ make_image() {
 
 # image_read: begins to read IMAGE_FILE into IMAGE_COPY, each chunk compared with its hash.
 image_read() {
-    local workers i
-    workers=$(worker_count)
-    awk -v n="$workers" -v base="$RUN/work/image" '{ print NR - 1, $1 > (base "." NR % n) }' "$RUN/work/chunks"
+    awk -v n="$(worker_count)" -v base="$RUN/work/image" '{ print NR - 1, $1 > (base "." NR % n) }' "$RUN/work/chunks"
     : > "$IMAGE_COPY"
-    i=0
-    while [ "$i" -lt "$workers" ]; do
-        if [ -f "$RUN/work/image.$i" ]; then
-            work image_read_chunks "$RUN/work/image.$i" || return 1
-        fi
-        i=$((i + 1))
-    done
+    work_lists image image_read_chunks
 }
 
 # image_arrived: waits until all of it is there.

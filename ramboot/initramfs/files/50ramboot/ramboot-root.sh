@@ -90,10 +90,8 @@ same_btrfs() {
 
 # root_prepare DIRECTORY
 root_prepare() {
-    rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && {
+    rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && mask_disk_units "$1" && {
         [ "$CONF_swap" = keep ] || no_swap "$1"
-    } && {
-        disk_may_be_used || mask_disk_units "$1"
     } && {
         [ "$ST_DISK" != readonly ] || layer_lvm_config "$1" "$SEAL"
     } || {
@@ -124,7 +122,7 @@ rewrite_fstab() {
     fi
     BESIDE=$beside COVERED=$covered LAYER_DEVICE=/dev/mapper/$LAYER awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
         -v lost="$(! one_of "$ST_DISK" readonly detached || printf ',noauto')" \
-        -v boot="$(disk_may_be_used || printf ',ro')" '
+        -v boot="$([ "$ST_BACKEND" != snapshot ] && ! one_of "$ST_DISK" readonly detached || printf ',ro')" '
         /^[ \t]*(#|$)/ { print; next }
         { beside = index(ENVIRON["BESIDE"], " " $1 " ") }
         index(ENVIRON["COVERED"], " " $1 " ") { $1 = ENVIRON["LAYER_DEVICE"]; $6 = 0; print; next }
@@ -150,11 +148,9 @@ rewrite_crypttab() {
     local disk name source closed=' '
     [ -f "$1/etc/crypttab" ] || return 0
     disk=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null)
-    if ! disk_may_be_used; then
-        while read -r name source _ || [ -n "$name" ]; do
-            ! on_disk "$source" '' || unit_may_stay "$source" || closed="$closed$source "
-        done < "$1/etc/crypttab"
-    fi
+    while read -r name source _ || [ -n "$name" ]; do
+        ! on_disk "$source" '' || may_use "$source" || closed="$closed$source "
+    done < "$1/etc/crypttab"
     CLOSED=$closed awk -v disk="$disk" -v keep="$CONF_swap" '
         /^[ \t]*(#|$)/ { print; next }
         (disk != "" && $1 == disk) || index(ENVIRON["CLOSED"], " " $2 " ") || (keep != "keep" && $4 ~ /(^|,)swap(,|$)/) {
@@ -163,14 +159,12 @@ rewrite_crypttab() {
         { print }' "$1/etc/crypttab" | replace_file "$1/etc/crypttab"
 }
 
-# disk_may_be_used: whether what is beside the root's copy is none of our business.
-disk_may_be_used() {
-    [ "$ST_BACKEND" != snapshot ] && ! one_of "$ST_DISK" readonly detached
-}
-
-# unit_may_stay SPEC: whether the session may use that disk, where disk_may_be_used says no.
-unit_may_stay() {
-    [ "$ST_BACKEND" = snapshot ] && on_layer "$1"
+# may_use SPEC: whether the session may use that disk.
+may_use() {
+    case $ST_BACKEND,$ST_DISK in
+        snapshot,*) on_layer "$1" ;;
+        *,readonly | *,detached) return 1 ;;
+    esac
 }
 
 # mask_disk_units DIRECTORY: mounts and swap that are in no fstab.
@@ -179,7 +173,7 @@ mask_disk_units() {
     for unit in "$1"/etc/systemd/system/*.mount "$1"/etc/systemd/system/*.swap; do
         [ -f "$unit" ] || continue
         source=$(sed -n 's/^What=//p' "$unit" | tail -n 1)
-        ! on_disk "$source" '' || unit_may_stay "$source" \
+        ! on_disk "$source" '' || may_use "$source" \
             || mask "$1/etc/systemd/system" "${unit##*/}" || return 1
     done
 }
