@@ -350,6 +350,8 @@ class Machine:
                 "-smp",
                 "2",
             ),
+            # without a network card, CD and floppy drives, whose drivers every boot would load
+            "-nodefaults",
             *("-display", "none", "-vga", "std" if self._graphics else "none", "-serial", "stdio"),
             # Stays, stopped, when the guest switches off or resets, so that its counters can still
             # be read.
