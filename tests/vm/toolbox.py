@@ -14,9 +14,9 @@ from . import cpio
 from .console import LINES_SHOWN, plain
 
 GUEST = Path(__file__).parent / "guest"
-# Xen crashes its dom0 under emulation when the processor has the first four. With erms and fsrm the guest
-# copies and clears byte after byte, which the emulator does one by one: a boot takes a sixth more. For svm
-# the guest loads KVM.
+# Xen crashes its dom0 under emulation when the processor has the first four. With erms and fsrm the
+# guest copies and clears byte after byte, which the emulator does one by one: a boot takes a sixth
+# more. For svm the guest loads KVM.
 CPU = "max,-smap,-smep,-pku,-la57,-erms,-fsrm,-svm"
 # KVM is left out on purpose: where it is offered inside another virtual machine, the guest may hang
 # in its boot.
