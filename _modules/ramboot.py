@@ -12,6 +12,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import stat
 import struct
 import time
@@ -209,7 +210,8 @@ def plan() -> dict[str, dict[str, Any]]:
 
     Returns {"zram" | "tmpfs" | "image" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of
     them the root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the
-    prompt of a RAM boot: of grub:dom0_mem_max_mib, or of dom0's memory now when that is `keep`),
+    prompt of a RAM boot: of grub:dom0_mem_max_mib, or of the machine's RAM if that is less, or of
+    dom0's memory now when it is `keep`),
     "fits": bool, "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
     "source_bytes", "excluded_bytes", "qubes_bytes" (of source_bytes, stateless qubes that are
     there), "qubes_pending_bytes" (of source_bytes, those that are not), "algorithm": name or None,
@@ -230,8 +232,13 @@ def plan() -> dict[str, dict[str, Any]]:
     used += qubes["pending_bytes"]
     spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
     now = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
-    maximum = settings["grub"]["dom0_mem_max_mib"]
-    available = now if maximum == "keep" else maximum * MIB * AT_PROMPT_PERCENT // 100
+    available, whose = now, "available"
+    if settings["grub"]["dom0_mem_max_mib"] != "keep":
+        wanted = settings["grub"]["dom0_mem_max_mib"] * MIB
+        granted = min(wanted, _machine_bytes() or wanted)
+        available = granted * AT_PROMPT_PERCENT // 100
+        if granted < wanted:
+            whose = "available with all that the machine has"
     chosen = settings["zram"]["algorithm"]
     algorithm = "lz4" if chosen == "auto" else chosen
     found = {}
@@ -262,7 +269,7 @@ def plan() -> dict[str, dict[str, Any]]:
             "qubes_bytes": qubes["present_bytes"],
             "qubes_pending_bytes": qubes["pending_bytes"],
             "algorithm": name,
-            "says": f"{_mib(needed)} of RAM needed, {_mib(available)} available: "
+            "says": f"{_mib(needed)} of RAM needed, {_mib(available)} {whose}: "
             + ("fits" if needed <= available else "does not fit")
             + _policy_says(settings["boot"]["disk"], backend)
             + (f"; {_image_says()}" if backend == "image" else ""),
@@ -518,6 +525,17 @@ def _image_bytes(used: int) -> tuple[int, int]:
     size = image["bytes"] if image else used * IMAGE_PERCENT // 100
     expected = image["bytes"] if image else used * EXPECTED_PERCENT["image"] // 100
     return size + IMAGE_EXTRA_BYTES, expected
+
+
+def _machine_bytes() -> int | None:
+    """The machine's RAM, which no dom0_mem can exceed: `total_memory` of `xl info`, in MiB (Xen,
+    tools/xl/xl_info.c). None where that can't be told, as without Xen.
+    """
+    if not __salt__["cmd.which"]("xl"):
+        return None
+    done = __salt__["cmd.run_all"](["xl", "info"], python_shell=False, env={"LC_ALL": "C"})
+    found = re.search(r"^total_memory\s*:\s*([0-9]+)$", done["stdout"], re.MULTILINE)
+    return int(found[1]) * MIB if done["retcode"] == 0 and found else None
 
 
 def _zram_size(settings: dict[str, Any], used: int) -> int:

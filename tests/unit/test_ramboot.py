@@ -57,10 +57,14 @@ class System:
         self.volumes = [{"vg_name": "qubes_dom0", "lv_name": "root", "lv_time": BEFORE}]
         self.lvs_fails = False
         world.salt["ramboot_swap.active"] = lambda: self.swaps
-        world.salt["cmd.run_all"] = self.lvs
+        world.salt["cmd.run_all"] = self.run
+        self.xen = {"retcode": 1, "stdout": "", "stderr": "xencall: error"}
+        world.salt["cmd.which"] = lambda tool: f"/usr/bin/{tool}"
         self.write()
 
-    def lvs(self, command, python_shell=None, env=None):
+    def run(self, command, python_shell=None, env=None):
+        if command == ["xl", "info"]:
+            return self.xen
         assert command[0] == "lvs"
         answer = json.dumps({"report": [{"lv": self.volumes}]})
         return {"retcode": 5 if self.lvs_fails else 0, "stdout": answer, "stderr": "no device"}
@@ -271,6 +275,36 @@ def test_plan_says_when_it_does_not_fit(world, ramboot):
     found = ramboot.plan()
     assert [found[backend]["fits"] for backend in ("zram", "tmpfs")] == [False, False]
     assert found["zram"]["says"] == "5609 MiB of RAM needed, 3891 MiB available: does not fit"
+
+
+# Xen 4.17's, shortened
+XL_INFO = """\
+host                   : dom0
+nr_cpus                : 4
+total_memory           : 8061
+free_memory            : 3412
+xen_version            : 4.17.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("has", "available"),
+    [("8061", 8061), ("10240", 10240), ("65401", 10240), ("unknown", 10240)],
+)
+def test_plan_promises_no_more_than_the_machine_has(world, system, ramboot, has, available):
+    world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 10240}}
+    system.xen = {"retcode": 0, "stdout": XL_INFO.replace("8061", has), "stderr": ""}
+    found = ramboot.plan()["tmpfs"]
+    assert found["available_bytes"] == available * MIB * 95 // 100
+    assert ("available with all that the machine has" in found["says"]) == (available < 10240)
+
+
+def test_plan_does_without_xen(world, system, ramboot):
+    world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 10240}}
+    system.xen = {"retcode": 1, "stdout": XL_INFO, "stderr": "can't open"}
+    assert ramboot.plan()["zram"]["available_bytes"] == 10 * GIB * 95 // 100
+    world.salt["cmd.which"] = lambda tool: None
+    assert ramboot.plan()["zram"]["available_bytes"] == 10 * GIB * 95 // 100
 
 
 def test_plan_reckons_with_sizes_of_the_pillar(world, system, ramboot):
