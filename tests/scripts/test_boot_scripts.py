@@ -1081,15 +1081,36 @@ def test_of_stopped_workers_nothing_runs_on(shell: Shell) -> None:
     """Not even what they start at that moment, as they do for piece after piece."""
     done = shell(
         f"{WATCHED}\n"
-        "copies() { while :; do sh -c 'sleep 0.02'; done; }\n"
+        'told="$RUN/work/told"; : > "$told"; export told\n'
+        "copies() { while :; do sh -c 'sleep 0.02; echo read >> \"$told\"'; done; }\n"
         "for i in 1 2 3 4 5; do\n"
         "    work copies; work copies\n"
-        "    sleep 0.2; stop_workers; exec 9>&-\n"
-        # nobody holds the other end
-        "    timeout 0.01 cat <&8 && printf $i || printf '?'\n"
-        "done"
+        "    sleep 0.2; stop_workers\n"
+        '    before=$(wc -l < "$told"); sleep 0.3\n'
+        '    [ "$(wc -l < "$told")" = "$before" ] && printf $i || printf "?"\n'
+        "done\n"
+        # there was something to stop
+        '[ "$before" -ge 1 ] && printf " reads"'
     )
-    assert done.stdout == "12345", done.stderr
+    assert done.stdout == "12345 reads", done.stderr
+
+
+def test_what_ends_late_of_stopped_workers_is_waited_for(shell: Shell) -> None:
+    """As a read that has begun, of which the kernel lets nobody go before it has ended."""
+    done = shell(
+        f"{WATCHED}\n"
+        "kill() {\n"
+        '    case "$1 $WORKERS " in\n'
+        '        *" $2 "* | -STOP*) command kill "$@" ;;\n'
+        '        *) (sleep 0.5; command kill "$@") 9>&- & ;;\n'
+        "    esac\n"
+        "}\n"
+        "work sh -c 'sleep 1000; :'\n"
+        "sleep 0.2; stop_workers\n"
+        'for pid in $KILLED; do runs "$pid" && printf "runs " || printf "ended "; done'
+    )
+    # the worker, its shell and what that waits for
+    assert done.stdout == "ended ended ended ", done.stderr
 
 
 @pytest.mark.parametrize(
