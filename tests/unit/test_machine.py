@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -351,3 +352,56 @@ def test_phases_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     phases.add("boot", 2.0)
     phases.add("boot", 3.5)
     assert phases.table().splitlines()[1].split() == ["boot", "2", "5.5", "3.5"]
+
+
+LATE = """
+import os, signal, sys, time
+import pytest
+sys.path.insert(0, {tests!r})
+from vm.deadline import Deadline
+deadline = Deadline(time.time() + 3600)
+"""
+LATE_CONFTEST = """
+import late
+def pytest_configure(config):
+    config.pluginmanager.register(late.deadline)
+"""
+LATE_TESTS = """
+import os, signal
+import late
+def test_in_time(): pass
+def test_fails(): assert False
+def test_cut_off():
+    late.deadline._at = 0
+    try:
+        os.kill(os.getpid(), signal.SIGALRM)
+    except Exception:
+        pass
+def test_not_begun(): assert False
+"""
+
+
+@pytest.mark.parametrize(("failing", "code"), [(False, 0), (True, 1)])
+def test_after_the_deadline_nothing_begins_and_what_was_left_is_named(
+    tmp_path: Path, failing: bool, code: int
+) -> None:
+    (tmp_path / "late.py").write_text(LATE.format(tests=str(Path(__file__).parents[1])))
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path / "conftest.py")
+    inner = tmp_path / "vm"
+    inner.mkdir()
+    (inner / "conftest.py").write_text(LATE_CONFTEST)
+    tests = LATE_TESTS if failing else LATE_TESTS.replace("def test_fails(): assert False\n", "")
+    (inner / "test_it.py").write_text(tests)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--rootdir", ".", "vm"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "RAMBOOT_NO_SKIP": "yes"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    counted = f"{'1 failed, ' if failing else ''}1 passed, 2 out of time"
+    assert counted in done.stdout
+    told = done.stdout.split("NOT ALL WAS RUN")[1]
+    assert "vm/test_it.py::test_cut_off\nvm/test_it.py::test_not_begun\n" in told

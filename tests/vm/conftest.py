@@ -16,11 +16,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import build, phases
 from vm.console import repeated
+from vm.deadline import Deadline
 from vm.disk import Disk
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
 _MACHINES = pytest.StashKey[list[Machine]]()
+# What a RAM session promises comes first, should the time not last for all; then the formula's ways
+# there and back, then the faults.
+ORDER = (
+    *("test_ram_session", "test_snapshot", "test_image", "test_disk", "test_formula"),
+    *("test_roots", "test_qubes", "test_watch", "test_faults", "test_splash"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """tests/run sets RAMBOOT_TEST_DEADLINE where it was given a time to end in."""
+    if at := os.environ.get("RAMBOOT_TEST_DEADLINE"):
+        config.pluginmanager.register(Deadline(float(at)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests of machines by ORDER; a file that is not in it comes last."""
+
+    def place(item: pytest.Item) -> int:
+        return ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER)
+
+    items.sort(key=place)
 
 
 def results_dir() -> Path:
