@@ -124,6 +124,7 @@ PROGRAMS, QUBES = "programs (/usr, /opt)", "dom0's list of qubes or their templa
         # what every boot and every qube writes
         ("echo x | tee var/log/messages home/user/note etc/lvm/backup/qubes_dom0", None),
         ("touch etc/adjtime etc/x && rm etc/x; mkdir -p etc/libvirt/libxl", None),
+        ("echo anew > etc/ld.so.cache && touch etc/.updated", None),
         ("sed -i 's/1</2</; s/disp1234/disp9/' var/lib/qubes/qubes.xml", None),
     ],
 )  # fmt: skip
