@@ -109,7 +109,7 @@ replace_file() {
 # unmounted, qubes' volumes may lack. Nothing is mounted of a disk that is sealed or gone, with
 # snapshot nothing that the layer does not cover; /boot by hand is read-only then.
 rewrite_fstab() {
-    local spec target beside=' ' covered=' '
+    local spec target beside=' ' covered=' ' lost='' boot=''
     [ -f "$1/etc/fstab" ] || return 0
     if [ "$ST_BACKEND" = snapshot ]; then
         while read -r spec target _ || [ -n "$spec" ]; do
@@ -119,10 +119,13 @@ rewrite_fstab() {
                 beside="$beside$spec "
             fi
         done < "$1/etc/fstab"
+        boot=,ro
+    elif one_of "$ST_DISK" readonly detached; then
+        boot=,ro
+        lost=,noauto
     fi
     BESIDE=$beside COVERED=$covered LAYER_DEVICE=/dev/mapper/$LAYER awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
-        -v lost="$(! one_of "$ST_DISK" readonly detached || printf ',noauto')" \
-        -v boot="$([ "$ST_BACKEND" != snapshot ] && ! one_of "$ST_DISK" readonly detached || printf ',ro')" '
+        -v lost="$lost" -v boot="$boot" '
         /^[ \t]*(#|$)/ { print; next }
         { beside = index(ENVIRON["BESIDE"], " " $1 " ") }
         index(ENVIRON["COVERED"], " " $1 " ") { $1 = ENVIRON["LAYER_DEVICE"]; $6 = 0; print; next }
