@@ -179,6 +179,27 @@ def test_a_command_that_was_lost_on_the_way_is_typed_again(
     assert machine.succeed("echo here", 10) == "here"
 
 
+@pytest.mark.parametrize("lost", ["K", "'"])
+def test_a_long_command_of_which_characters_were_lost_is_typed_again(
+    shell_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr("vm.machine._BEGIN_S", 3)
+    monkeypatch.setattr("vm.machine._LONG", str(tmp_path / "command"))
+    shell_machine.shell(10)
+    send = shell_machine.console.process.send
+    losses = iter([lost])
+
+    def lossy(text: str) -> int:
+        if text.startswith("printf") and (some := next(losses, "")):
+            text = text.replace(some, "", 1)
+        return send(text)
+
+    shell_machine.console.process.send = lossy
+    words = [f"KKK{number}" for number in range(100)]
+    assert shell_machine.succeed(f"echo {' '.join(words)}", 10).split() == words
+    assert next(losses, None) is None
+
+
 def test_a_long_line_is_typed_in_pieces_that_fit_xens_buffer(tmp_path: Path) -> None:
     console = talk(tmp_path, "read -r line; echo got=$line")
     sent: list[str] = []
@@ -200,7 +221,7 @@ def test_a_command_that_fails_is_an_error_with_its_code_and_words(shell_machine:
 
 
 def test_a_passphrase_is_typed_at_its_prompt(tmp_path: Path) -> None:
-    script = "printf 'Please enter passphrase for disk luks: '; read -r p; echo \"got $p\""
+    script = "printf '\\nPlease enter passphrase for disk luks: '; read -r p; echo \"got $p\""
     machine = machine_at(talk(tmp_path, script))
     machine.unlock(timeout_s=5)
     machine.wait_for("got labpass", 5)
@@ -233,6 +254,28 @@ def test_the_menu_is_read_from_grub_cfg() -> None:
     assert menu[0].linux_line == 3
     assert menu[0].linux_arguments == ["root=/dev/mapper/qubes_dom0-root", "ro", "console=hvc0"]
     assert menu[0].xen_arguments[:2] == ["console=com1", "dom0_mem=max:4096M"]
+
+
+# As plymouth asks: each character that is typed draws the line anew.
+ASKED_TWICE = r"""
+ask() { printf 'booting\n\r\r\nPlease enter passphrase for disk luks-1::'; }
+ask; read -r first
+for stars in '*' '**' '***'; do
+    printf '\033[2K\rPlease enter passphrase for disk luks-1::%s' "$stars"
+done
+sleep 2
+ask; read -r second
+echo "got $first and $second"
+"""
+
+
+def test_a_second_passphrase_waits_for_the_second_prompt(tmp_path: Path) -> None:
+    console = talk(tmp_path, ASKED_TWICE)
+    machine = machine_at(console)
+    machine.unlock("wrong", timeout_s=60)
+    machine.unlock("right", timeout_s=60)
+    assert console.transcript.text().count("Please enter passphrase") == 5
+    console.wait_for("got wrong and right", 60)
 
 
 @pytest.mark.parametrize("wanted", ["ramboot-zram", "Qubes in RAM (zram)", "in RAM"])

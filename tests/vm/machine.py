@@ -33,12 +33,13 @@ from .console import Console, ConsoleError, Transcript
 from .disk import PASSPHRASE, BootFiles, Disk
 from .qmp import Qmp
 
-# Limits in seconds, generous for emulation on two busy cores.
-FIRMWARE_S, PASSPHRASE_S, PROMPT_S, SHELL_S, COMMAND_S, POWEROFF_S = 90, 300, 120, 600, 180, 240
+# Limits in seconds, generous for emulation on a host whose cache others use.
+FIRMWARE_S, PASSPHRASE_S, PROMPT_S, SHELL_S, COMMAND_S, POWEROFF_S = 180, 600, 300, 900, 300, 300
 _SHELL_PROMPT = r"root@dom0:[^\n]{0,20}# ?"
 _EDITOR_HEAD = 2  # GRUB's editor puts "setparams TITLE" and an empty line before the entry's own
 _CHUNK = 180  # this serial line loses characters of long lines
 _BEGIN_S = 60  # a shell that has read a command says so sooner
+_LONG, _ATTEMPTS = "/run/vm-command", 4  # where longer commands are put together
 
 
 class CommandError(AssertionError):
@@ -221,7 +222,8 @@ class Machine:
         """
         if not self.base.encrypted:
             return
-        self.wait_for(r"(?i)passphrase[^\n]*:", timeout_s, regex=True)
+        # on a line of its own: plymouth draws the same one anew for each character that is typed
+        self.wait_for(r"(?i)\n[^\n]*passphrase[^\n]*:", timeout_s, regex=True)
         self._phase("power-on to passphrase prompt")
         time.sleep(0.5)
         self.console.enter(passphrase)
@@ -421,11 +423,8 @@ class Machine:
         self._commands += 1
         tag = f"{self._commands:04d}"
         if "\n" in command or len(command) > _CHUNK:
-            coded = base64.b64encode(command.encode()).decode()
-            self.console.enter(": >/run/vm-command")
-            for start in range(0, len(coded), _CHUNK):
-                self.console.enter(f"printf %s '{coded[start : start + _CHUNK]}' >>/run/vm-command")
-            command = 'eval "$(base64 -d /run/vm-command)"'
+            self._type_in(base64.b64encode(command.encode()).decode(), tag)
+            command = f'eval "$(base64 -d {_LONG})"'
         # The quotes keep the markers from matching what the terminal echoes.
         line = f"echo VM-''BEGIN-{tag}; {{ {command}; }} 2>&1 </dev/null; echo VM-''END-{tag}-$?"
         self.console.enter(line)
@@ -440,3 +439,21 @@ class Machine:
             self.wait_for(f"VM-BEGIN-{tag}", timeout_s)
         match = self.wait_for(rf"VM-END-{tag}-(\d+)", timeout_s, regex=True)
         return int(match[1]), self.console.before.strip("\n")
+
+    def _type_in(self, coded: str, tag: str) -> None:
+        """Make `coded` the content of a file there; again, where characters were lost."""
+        wanted = hashlib.md5(coded.encode(), usedforsecurity=False).hexdigest()
+        for attempt in range(_ATTEMPTS):
+            self.console.enter(f": >{_LONG}")
+            for start in range(0, len(coded), _CHUNK):
+                self.console.enter(f"printf %s '{coded[start : start + _CHUNK]}' >>{_LONG}")
+            mark = f"SUM-{tag}-{attempt}"
+            self.console.enter(f"echo VM-''{mark}-$(md5sum <{_LONG})")
+            try:
+                if self.wait_for(rf"VM-{mark}-(\w+)", _BEGIN_S, regex=True)[1] == wanted:
+                    return
+            except ConsoleError:
+                if not self.console.process.isalive():
+                    raise
+                self.console.type("\x03")  # a quote was lost, and the shell waits for it
+        raise ConsoleError(f"{_ATTEMPTS} times characters were lost of a long command")

@@ -77,7 +77,7 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     volume, seal = "/dev/qubes_dom0/vm-work-private", "/dev/mapper/ramboot-seal"
     assert dom0.succeed("pvs --noheadings -o pv_name").split() == [seal]
     # what a qube has can be read, once LVM's own activation is through
-    dom0.succeed(f"timeout 150 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
+    dom0.succeed(f"timeout 290 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
     dom0.succeed(f"mount -o ro,noload {volume} /mnt && umount /mnt")
     for attempt in (
         # qubesd: a qube's start, a new qube, one removed
@@ -99,7 +99,7 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     # a thin pool takes a discard, and takes it back when its metadata can't be written
     dom0.succeed(f"blkdiscard -f {volume}; sync")
     dom0.succeed(f"mount -o ro,noload {volume} /mnt && umount /mnt")
-    dom0.poweroff(60)
+    dom0.poweroff(85)
     assert dom0.written_bytes() == 0
     assert dom0.disk_unchanged()
 
@@ -138,7 +138,7 @@ def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backe
     assert settled(dom0) == "running"
     # nothing waits for it, nor at the end
     dom0.fail("journalctl -b -o cat | grep 'Timed out waiting for device'")
-    dom0.poweroff(60)
+    dom0.poweroff(85)
     assert dom0.disk_unchanged()
 
 

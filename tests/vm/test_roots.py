@@ -38,7 +38,7 @@ def test_a_ram_session_from(
     if disk == "readonly":
         # plain LVM, on a partition; LVM's own activation takes a while
         volume = "/dev/qubes_dom0/root"
-        dom0.succeed(f"timeout 150 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
+        dom0.succeed(f"timeout 290 sh -c 'until [ -e {volume} ]; do sleep 1; done'")
         dom0.succeed(f"mount -o ro,norecovery {volume} /mnt && test -d /mnt/etc && umount /mnt")
         dom0.fail(f"mount {volume} /mnt")
         dom0.fail(f"dd if=/dev/zero of={volume} bs=1M count=1 oflag=direct conv=notrunc")

@@ -25,7 +25,7 @@ mount -t xenfs xenfs /proc/xen
 ldconfig
 mkdir -p /run/xen /run/xenstored /var/lib/xen /var/lib/xenstored /var/log/xen
 xenstored --pid-file /run/xenstored.pid
-timeout 30 sh -c 'until xenstore-read -s / >/dev/null 2>&1; do sleep 1; done'
+timeout 150 sh -c 'until xenstore-read -s / >/dev/null 2>&1; do sleep 1; done'
 xen-init-dom0
 xenconsoled --pid-file=/run/xenconsoled.pid --log=guest --log-dir=/run/xen
 )"""
@@ -44,7 +44,7 @@ disk = [ SPECIFIED ]
 on_poweroff = "destroy"
 on_crash = "destroy"
 CFG
-timeout 150 xl create -F /run/xen/NAME.cfg
+timeout 290 xl create -F /run/xen/NAME.cfg
 cat /run/xen/guest-NAME.log
 )"""
 
@@ -78,6 +78,6 @@ def write_all(dom0: Machine, name: str, *devices: str) -> None:
     disks = [f"xvd{letter}" for letter in "abcdefgh"[: len(devices)]]
     specified = (f'"phy:{device},{disk},w"' for device, disk in zip(devices, disks, strict=True))
     command = _GUEST.replace("SPECIFIED", ", ".join(specified)).replace("DISKS", ",".join(disks))
-    told = dom0.succeed(command.replace("NAME", name), timeout_s=200)
+    told = dom0.succeed(command.replace("NAME", name), timeout_s=450)
     for disk in disks:
         assert f"wrote {disk}" in told, f"guest {name} did not write to {disk}:\n{told}"
