@@ -179,7 +179,7 @@ def test_a_command_that_was_lost_on_the_way_is_typed_again(
     assert machine.succeed("echo here", 10) == "here"
 
 
-@pytest.mark.parametrize("lost", ["K", "'"])
+@pytest.mark.parametrize("lost", ["S0", "'"])
 def test_a_long_command_of_which_characters_were_lost_is_typed_again(
     shell_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
@@ -195,7 +195,7 @@ def test_a_long_command_of_which_characters_were_lost_is_typed_again(
         return send(text)
 
     shell_machine.console.process.send = lossy
-    words = [f"KKK{number}" for number in range(100)]
+    words = [f"KKK{number}" for number in range(30)]
     assert shell_machine.succeed(f"echo {' '.join(words)}", 10).split() == words
     assert next(losses, None) is None
 
