@@ -195,7 +195,7 @@ def test_a_long_command_of_which_characters_were_lost_is_typed_again(
         return send(text)
 
     shell_machine.console.process.send = lossy
-    words = [f"KKK{number}" for number in range(30)]
+    words = [f"KKK{number}" for number in range(50)]
     assert shell_machine.succeed(f"echo {' '.join(words)}", 10).split() == words
     assert next(losses, None) is None
 
