@@ -184,6 +184,7 @@ def test_a_long_command_of_which_characters_were_lost_is_typed_again(
     shell_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     monkeypatch.setattr("vm.machine._BEGIN_S", 3)
+    monkeypatch.setattr("vm.console.PAUSE_S", 0.02)
     monkeypatch.setattr("vm.machine._LONG", str(tmp_path / "command"))
     shell_machine.shell(10)
     send = shell_machine.console.process.send
