@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,10 @@ from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
 _MACHINES = pytest.StashKey[list[Machine]]()
-# What a RAM session promises comes first, should the time not last for all; then the formula's ways
-# there and back, then the faults.
+# Files in the order of their worth, should the time not last for all; so are the tests in each.
 ORDER = (
-    *("test_ram_session", "test_snapshot", "test_image", "test_disk", "test_formula"),
-    *("test_roots", "test_qubes", "test_watch", "test_faults", "test_splash"),
+    *("test_ram_session", "test_snapshot", "test_disk", "test_image", "test_faults"),
+    *("test_formula", "test_roots", "test_qubes", "test_watch", "test_splash"),
 )
 
 
@@ -37,12 +37,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests of machines by ORDER; a file that is not in it comes last."""
-
-    def place(item: pytest.Item) -> int:
-        return ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER)
-
-    items.sort(key=place)
+    """The files take turns: each one's first test, then each one's second, and so on. Files that
+    are not in ORDER come last in a turn.
+    """
+    turns: Counter[Path] = Counter()
+    places: dict[pytest.Item, tuple[int, int]] = {}
+    for item in items:
+        file = ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER)
+        places[item] = turns[item.path], file
+        turns[item.path] += 1
+    items.sort(key=places.__getitem__)
 
 
 def results_dir() -> Path:

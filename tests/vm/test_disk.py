@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The backend overlay, and the disk policies readonly and detached."""
+"""The disk policies readonly and detached, and the backend overlay."""
 
 from __future__ import annotations
 
@@ -23,43 +23,6 @@ from vm.machine import Machine
 MachineMaker = Callable[..., Machine]
 # As a qube writes: past the page cache, so that an error is the writer's.
 WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
-
-
-@pytest.mark.parametrize("layout", ["luks-btrfs", "lvm-xfs"])
-def test_an_overlay_keeps_dom0s_writes_in_ram(machine: MachineMaker, layout: str) -> None:
-    """On LVM thin: its menu entry (test_ram_session.py)."""
-    dom0 = machine(build.base(layout))
-    dom0.start_direct(initrd=build.initramfs(), files=build.asking_for("overlay"))
-    dom0.unlock()
-    assert "overlay" in dom0.at_prompt()
-    dom0.answer("y")
-    dom0.shell()
-    assert_ram_session(dom0, "overlay", "overlay")
-    dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=50 status=none && sync")
-    dom0.poweroff()
-    assert dom0.written_bytes() == 0
-    assert dom0.disk_unchanged()
-
-
-def test_an_overlay_over_a_dirty_journal_is_refused(machine: MachineMaker) -> None:
-    # ext4's: tests/scripts
-    dom0 = machine(build.base("lvm-xfs"))
-    dom0.start_direct("ramboot=off", initrd=build.initramfs())
-    dom0.unlock()
-    dom0.shell()
-    dom0.succeed("touch /root/note && sync")
-    dom0.crash()
-    dom0.start_direct("ramboot=overlay", initrd=build.initramfs())
-    dom0.unlock()
-    dom0.shell()
-    assert_persistent(dom0, "not left in good order")
-
-
-def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineMaker) -> None:
-    failing = with_fault("ramboot-overlay.sh", '    overlay_is_whole "$RUN/root/root" &&')
-    dom0 = machine(build.base("luks-btrfs"))
-    assert_fault_ends_on_disk(dom0, "ramboot=overlay", failing, LUKS)
-    dom0.succeed("touch /root/note && sync")
 
 
 def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
@@ -104,18 +67,6 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     assert dom0.disk_unchanged()
 
 
-def test_a_fault_after_the_seal_ends_on_the_disk(machine: MachineMaker) -> None:
-    failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
-    dom0 = machine(build.base())
-    # the seal and the layer are gone, the volume group is the disk's
-    assert_fault_ends_on_disk(dom0, "ramboot=zram ramboot.disk=readonly", failing)
-    assert dom0.succeed("losetup --list --noheadings") == ""
-    before = dom0.written_bytes()
-    # what the seal refuses
-    dom0.succeed(f"touch /root/note && {WRITE} of=/dev/qubes_dom0/vm-work-private")
-    assert dom0.written_bytes() - before >= 4 << 20
-
-
 @pytest.mark.parametrize(("layout", "backend"), [("luks-thin", "zram"), ("luks-btrfs", "tmpfs")])
 def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backend: str) -> None:
     dom0 = machine(build.base(layout))
@@ -140,6 +91,55 @@ def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backe
     dom0.fail("journalctl -b -o cat | grep 'Timed out waiting for device'")
     dom0.poweroff(85)
     assert dom0.disk_unchanged()
+
+
+@pytest.mark.parametrize("layout", ["luks-btrfs", "lvm-xfs"])
+def test_an_overlay_keeps_dom0s_writes_in_ram(machine: MachineMaker, layout: str) -> None:
+    """On LVM thin: its menu entry (test_ram_session.py)."""
+    dom0 = machine(build.base(layout))
+    dom0.start_direct(initrd=build.initramfs(), files=build.asking_for("overlay"))
+    dom0.unlock()
+    assert "overlay" in dom0.at_prompt()
+    dom0.answer("y")
+    dom0.shell()
+    assert_ram_session(dom0, "overlay", "overlay")
+    dom0.succeed("dd if=/dev/urandom of=/root/data bs=1M count=50 status=none && sync")
+    dom0.poweroff()
+    assert dom0.written_bytes() == 0
+    assert dom0.disk_unchanged()
+
+
+def test_an_overlay_over_a_dirty_journal_is_refused(machine: MachineMaker) -> None:
+    # ext4's: tests/scripts
+    dom0 = machine(build.base("lvm-xfs"))
+    dom0.start_direct("ramboot=off", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    dom0.succeed("touch /root/note && sync")
+    dom0.crash()
+    dom0.start_direct("ramboot=overlay", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    assert_persistent(dom0, "not left in good order")
+
+
+def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineMaker) -> None:
+    failing = with_fault("ramboot-overlay.sh", '    overlay_is_whole "$RUN/root/root" &&')
+    dom0 = machine(build.base("luks-btrfs"))
+    assert_fault_ends_on_disk(dom0, "ramboot=overlay", failing, LUKS)
+    dom0.succeed("touch /root/note && sync")
+
+
+def test_a_fault_after_the_seal_ends_on_the_disk(machine: MachineMaker) -> None:
+    failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
+    dom0 = machine(build.base())
+    # the seal and the layer are gone, the volume group is the disk's
+    assert_fault_ends_on_disk(dom0, "ramboot=zram ramboot.disk=readonly", failing)
+    assert dom0.succeed("losetup --list --noheadings") == ""
+    before = dom0.written_bytes()
+    # what the seal refuses
+    dom0.succeed(f"touch /root/note && {WRITE} of=/dev/qubes_dom0/vm-work-private")
+    assert dom0.written_bytes() - before >= 4 << 20
 
 
 def test_a_detached_snapshot_is_a_contradiction(machine: MachineMaker) -> None:

@@ -25,7 +25,7 @@ UNIT = "/etc/systemd/system/ramboot-image-shutdown.service"
 PILLAR = "ramboot: {image: {level: 1, rebuild: background}}\n"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def image_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     """The machine after `state.apply ramboot.image`, the second run of which changes nothing, and
     after a shutdown that built the image once more.
