@@ -1029,6 +1029,16 @@ def test_a_copy_that_differs_is_not_proven(shell: Shell, tmp_path: Path, damage:
     assert "/the copy differs from its source" in done.stdout
 
 
+@pytest.mark.parametrize("side", ["source", "root"])
+def test_a_tree_that_could_not_be_listed_is_not_proven(shell: Shell, side: str) -> None:
+    done = shell(
+        "mkdir -p $RUN/work; layer_healthy() { :; }\n"
+        f"tree_list() {{ printf same; case $1 in */{side}) return 1 ;; esac; }}\n"
+        'prove_files && printf proven || printf "%s" "$reason"'
+    )
+    assert done.stdout == "source and copy could not be compared"
+
+
 @pytest.mark.parametrize("tool", ["tar", "xargs"])
 def test_an_unreadable_source_is_a_copy_error(shell: Shell, tmp_path: Path, tool: str) -> None:
     a_tree(tmp_path)

@@ -570,10 +570,15 @@ tree_list() {
     )
 }
 
-# prove_files: each entry is there, with everything that find can tell.
+# prove_files: each entry is there, with everything that find can tell. Both are listed at once.
 prove_files() {
+    local lister listed
     layer_healthy || return 1
-    tree_list "$RUN/source" > "$RUN/work/source.tree" && tree_list "$RUN/root/root" > "$RUN/work/copy.tree" || {
+    tree_list "$RUN/source" > "$RUN/work/source.tree" &
+    lister=$!
+    tree_list "$RUN/root/root" > "$RUN/work/copy.tree"
+    listed=$?
+    wait "$lister" && [ "$listed" -eq 0 ] || {
         reason='source and copy could not be compared'
         return 1
     }
