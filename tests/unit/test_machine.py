@@ -399,8 +399,7 @@ def test_phases_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LATE = """
-import os, signal, sys, time
-import pytest
+import sys, time
 sys.path.insert(0, {tests!r})
 from vm.deadline import Deadline
 deadline = Deadline(time.time() + 3600)

@@ -33,7 +33,7 @@ def settled(dom0: Machine) -> str:
 
 
 def _state(dom0: Machine) -> str:
-    return dom0.succeed("systemctl is-system-running --wait || true", timeout_s=300).split()[-1]
+    return dom0.succeed("systemctl is-system-running --wait || true").split()[-1]
 
 
 def filled(dom0: Machine) -> dict[str, Any]:

@@ -212,7 +212,9 @@ class Machine:
             raise ConsoleError(f"the machine {self.name} is switched off")
         return self._console
 
-    def wait_for(self, text: str, timeout_s: float, *, regex: bool = False) -> re.Match[str]:
+    def wait_for(
+        self, text: str, timeout_s: float = PROMPT_S, *, regex: bool = False
+    ) -> re.Match[str]:
         """Wait until `text` is on the console, after what was waited for last."""
         return self.console.wait_for(text, timeout_s, regex=regex)
 
@@ -423,7 +425,7 @@ class Machine:
         self._commands += 1
         tag = f"{self._commands:04d}"
         if "\n" in command or len(command) > _CHUNK:
-            self._type_in(base64.b64encode(command.encode()).decode(), tag)
+            self._type_in(base64.b64encode(command.encode()).decode())
             command = f'eval "$(base64 -d {_LONG})"'
         # The quotes keep the markers from matching what the terminal echoes.
         line = f"echo VM-''BEGIN-{tag}; {{ {command}; }} 2>&1 </dev/null; echo VM-''END-{tag}-$?"
@@ -440,20 +442,13 @@ class Machine:
         match = self.wait_for(rf"VM-END-{tag}-(\d+)", timeout_s, regex=True)
         return int(match[1]), self.console.before.strip("\n")
 
-    def _type_in(self, coded: str, tag: str) -> None:
-        """Make `coded` the content of a file there; again, where characters were lost."""
+    def _type_in(self, coded: str) -> None:
+        """Make `coded` the content of the file _LONG; again, where characters were lost."""
         wanted = hashlib.md5(coded.encode(), usedforsecurity=False).hexdigest()
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             self.console.enter(f": >{_LONG}")
             for start in range(0, len(coded), _CHUNK):
                 self.console.enter(f"printf %s '{coded[start : start + _CHUNK]}' >>{_LONG}")
-            mark = f"SUM-{tag}-{attempt}"
-            self.console.enter(f"echo VM-''{mark}-$(md5sum <{_LONG})")
-            try:
-                if self.wait_for(rf"VM-{mark}-(\w+)", _BEGIN_S, regex=True)[1] == wanted:
-                    return
-            except ConsoleError:
-                if not self.console.process.isalive():
-                    raise
-                self.console.type("\x03")  # a quote was lost, and the shell waits for it
+            if self._run(f"md5sum <{_LONG}", COMMAND_S)[1].split()[:1] == [wanted]:
+                return
         raise ConsoleError(f"{_ATTEMPTS} times characters were lost of a long command")

@@ -21,6 +21,8 @@ from vm.disk import LUKS
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
+# A power-off for which systemd does not wait 90 s for a device.
+UNHINDERED_S = 85
 # As a qube writes: past the page cache, so that an error is the writer's.
 WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
 
@@ -62,7 +64,7 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     # a thin pool takes a discard, and takes it back when its metadata can't be written
     dom0.succeed(f"blkdiscard -f {volume}; sync")
     dom0.succeed(f"mount -o ro,noload {volume} /mnt && umount /mnt")
-    dom0.poweroff(85)
+    dom0.poweroff(UNHINDERED_S)
     assert dom0.written_bytes() == 0
     assert dom0.disk_unchanged()
 
@@ -89,7 +91,7 @@ def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backe
     assert settled(dom0) == "running"
     # nothing waits for it, nor at the end
     dom0.fail("journalctl -b -o cat | grep 'Timed out waiting for device'")
-    dom0.poweroff(85)
+    dom0.poweroff(UNHINDERED_S)
     assert dom0.disk_unchanged()
 
 

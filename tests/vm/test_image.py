@@ -76,7 +76,7 @@ def test_a_root_from_an_image_runs_without_the_disk(
     dom0.unlock()
     assert "image" in dom0.at_prompt()
     dom0.answer("y")
-    dom0.wait_for("reading the image of 20", 300)
+    dom0.wait_for("reading the image of 20")
     dom0.shell()
     told = status(dom0)
     assert (told["session"], told["backend"], told["disk"]) == ("ram", "image", "detached")

@@ -22,7 +22,7 @@ def test_the_splash_asks_and_takes_one_key(machine: Callable[..., Machine]) -> N
         initrd=build.initramfs(),
         files={"usr/lib/ramboot/estimate": "500000000"},  # it was built where / is another
     )
-    dom0.wait_for("Show Plymouth Boot Screen", 300)
+    dom0.wait_for("Show Plymouth Boot Screen")
     question, progress = (results_dir() / f"splash-{name}.png" for name in ("question", "progress"))
     time.sleep(20)
     for _ in range(20):
@@ -33,7 +33,7 @@ def test_the_splash_asks_and_takes_one_key(machine: Callable[..., Machine]) -> N
             break
         except ConsoleError:
             continue
-    dom0.wait_for("ramboot: copying", 300)
+    dom0.wait_for("ramboot: copying")
     time.sleep(8)
     dom0.screenshot(progress)
     dom0.shell()

@@ -181,7 +181,7 @@ def test_what_fills_up_is_told_what_is_deleted_comes_back_and_the_disk_gets_noth
 
     # dom0 writes on
     dom0.console.enter("cat /dev/urandom > /root/more")
-    dom0.wait_for("the store of this session is full", 300)
+    dom0.wait_for("the store of this session is full")
     assert dom0.written_bytes() == 0
     dom0.crash()
     assert dom0.disk_unchanged()
