@@ -9,6 +9,7 @@ our own inputs and the entries that are in grub.cfg, so asking costs nothing and
 # No `from __future__ import annotations`: dataclasses would look the module up in sys.modules,
 # where Salt's loader has not put it yet.
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ _ASSIGNMENT = re.compile(
 )
 
 _OURS = "ramboot-"
+_TEMPORARY = ".ramboot-grub."
 _WRAPPER = "salt://ramboot/grub/files/21_ramboot"
 _PROBE = ("grub2-probe", "grub-probe")
 _KERNEL_FILE = re.compile(r"(?:vmlinu[xz]|kernel)-(.+)")
@@ -211,6 +213,34 @@ def pending(settings: dict[str, Any] | None = None) -> dict[str, list[str]]:
     return found
 
 
+def faults(settings: dict[str, Any] | None = None) -> list[str]:
+    """Return why no entries of ours can be made, a sentence each. Runs nothing.
+
+    settings
+        As for `pending`.
+
+    Asked before the wrapper is installed: grub-mkconfig, which each update of a kernel runs, checks
+    nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_grub.faults
+    """
+    wish = _wish(settings)
+    try:
+        known = configs()
+    except CommandExecutionError as error:
+        return [str(error)]
+    found = []
+    for path in known:
+        without = _without_ours(_read(path))
+        moved = _moved(without, _with_stand_ins(without, wish), os.path.dirname(path))
+        found += [f"{path}: {moved}"] if moved else []
+    return found
+
+
 def describe(path: str) -> list[str]:
     """Return what a grub.cfg holds of ours, sorted, and the dom0_mem of the ordinary entries.
 
@@ -325,18 +355,44 @@ def mkconfig(path: str, settings: dict[str, Any] | None = None) -> None:
         salt-call --local ramboot_grub.mkconfig /boot/grub2/grub.cfg
     """
     wish = _wish(settings)
+    all_mib = wish.max_mib if wish.for_all else None
     _keep(path)
+    _save_state(path, asked_mib=all_mib)
 
     def intend(temporary: str) -> None:
         __salt__["ramboot_record.intend"](path, _sha256(_read_bytes(temporary)))
 
     _generate(path, wish, intend)
     __salt__["ramboot_record.seal"](path)
-    _save_state(path, inputs=_inputs(wish), all_mib=wish.max_mib if wish.for_all else None)
+    _save_state(path, inputs=_inputs(wish), all_mib=all_mib)
+    _drop_choice(path)
+
+
+def withdraw() -> list[str]:
+    """Take back what makes our entries, where no grub.cfg has one and none is to come.
+
+    After a refusal the next grub-mkconfig, which a kernel update runs and which checks nothing,
+    would make them. Returns the paths that were put back or deleted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_grub.withdraw
+    """
+    if any(entry.ours for path in configs() for entry in _parse(_read(path))):
+        return []
+    restore = __salt__["ramboot_record.restore"]
+    paths = [_paths()["grub_wrapper"], _paths()["grub_conf"]]
+    taken = [path for path in paths if restore(path)["action"] in ("deleted", "restored")]
+    if not any(mine.get("all_mib") for mine in _load_state().values()) and unset_dom0_mem():
+        taken.append(_paths()["grub_default"])
+    return taken
 
 
 def undo_actions() -> dict[str, str]:
-    """Return what `undo` would do with each grub.cfg: `restored`, `generated`, `nothing`.
+    """Return what `undo` would do with each grub.cfg: `restored`, `generated`, `nothing`, or
+    `cleared` where nothing of ours is left but a choice of `once`.
 
     The original's bytes are only put back when nobody generated grub.cfg since and neither the
     kernels nor GRUB's settings changed: an old menu may name kernels that are gone.
@@ -375,6 +431,9 @@ def undo(path: str) -> str:
         if os.path.lexists(wrapper):
             raise CommandExecutionError(f"{path} was left as it is: {wrapper} is still there")
         _generate(path, _NOTHING)
+    if os.path.isfile(path):
+        _remove_unfinished(path)
+        _drop_choice(path)
     __salt__["ramboot_record.forget"](path)
     _drop_state(path)
     return action
@@ -408,6 +467,7 @@ def once(backend: str) -> dict[str, Any]:
             raise CommandExecutionError(f"{path} and {configs()[0]} name their entries differently")
         chosen = mine[0]
         _check_next_entry(path)
+    _check_initramfs(chosen["kernel"])
     _run([_command("reboot_once"), chosen["path"]], "grub-reboot failed")
     taken = {grubenv: _takes(grubenv, chosen["path"]) for grubenv in map(_grubenv, configs())}
     if lacking := [grubenv for grubenv, holds in taken.items() if not holds]:
@@ -481,7 +541,7 @@ def _undo_action(path: str, state: dict[str, Any]) -> str:
     menu = _parse(_read(path))
     if verdict == "ours" or any(entry.ours or entry.dom0_mem == token for entry in menu):
         return "generated"
-    return "nothing"
+    return "cleared" if _is_ours(_chosen(path)) else "nothing"
 
 
 def _state_file() -> str:
@@ -489,7 +549,9 @@ def _state_file() -> str:
 
 
 def _load_state() -> dict[str, dict[str, Any]]:
-    """Per grub.cfg: `inputs`, `surroundings` (hashes), `all_mib` (set in every entry, or None)."""
+    """Per grub.cfg: `inputs`, `surroundings` (hashes), `all_mib` (set in every entry, or None) and
+    `asked_mib` (the same, before the attempt).
+    """
     try:
         return json.loads(_read(_state_file()))
     except FileNotFoundError:
@@ -658,6 +720,9 @@ def _default(text: str, directory: str) -> tuple[_Entry | None, bool]:
     menu = _parse(text)
     values = re.findall(r'^\s*set default="([^"]*)"', text, re.MULTILINE)
     value = next((item for item in values if item != "${next_entry}"), "0")
+    # a line of the user's own (40_custom); those of GRUB's scripts stand below a condition
+    own = re.findall(r"""^set default=(["']?)(.*?)\1\s*$""", text, re.MULTILINE)
+    value = own[-1][1] if own else value
     if value == "${saved_entry}":
         value = _environment(os.path.join(directory, "grubenv")).get("saved_entry", "0")
     for entry in menu:
@@ -700,19 +765,21 @@ def _mismatch(menu: list[_Entry], wish: _Wish) -> list[str]:
     return reasons
 
 
-def _refusal(old: str, new: str, directory: str, wish: _Wish) -> list[str]:
-    """Why a freshly generated grub.cfg must not replace the old one; empty when it may."""
+def _refusal(
+    old: str, new: str, directory: str, wish: _Wish, our_mib: set[int | None]
+) -> list[str]:
+    """Why a freshly generated grub.cfg must not replace the old one; empty when it may.
+
+    our_mib: the maxima that we ask or asked for in every entry.
+    """
     menu = _parse(new)
     if not any(entry.boots_xen and not entry.ours for entry in menu):
         return ["no ordinary entry boots Xen"]
     reasons = _mismatch(menu, wish)
-    now, by_number = _default(new, directory)
-    alone, _ = _default(_without_ours(new), directory)
-    if by_number and now and alone and now.path != alone.path:
-        reasons.append(
-            f"GRUB_DEFAULT counts entries, and ours would move it from '{alone.path}' to "
-            f"'{now.path}'; set GRUB_DEFAULT to an id"
-        )
+    moved = _moved(_without_ours(new), new, directory)
+    reasons += [moved] if moved else []
+    reasons += _lost(_parse(old), menu, our_mib)
+    now, _ = _default(new, directory)
     before, _ = _default(old, directory)
     if before and now and not before.ours and before.path != now.path:
         reasons.append(
@@ -720,6 +787,42 @@ def _refusal(old: str, new: str, directory: str, wish: _Wish) -> list[str]:
             f"if that is right, run grub-mkconfig once yourself"
         )
     return reasons
+
+
+def _moved(without: str, with_ours: str, directory: str) -> str | None:
+    """Why our entries would change what boots by default: it is found by counting."""
+    now, by_number = _default(with_ours, directory)
+    alone, _ = _default(without, directory)
+    if not (by_number and now and alone) or now.path == alone.path:
+        return None
+    return (
+        f"GRUB_DEFAULT counts entries, and ours would move it from '{alone.path}' to "
+        f"'{now.path}'; set GRUB_DEFAULT to an id"
+    )
+
+
+def _with_stand_ins(text: str, wish: _Wish) -> str:
+    """grub.cfg with as many entries at its top level as ours can be, behind 20_linux_xen's."""
+    count = len(wish.backends) + 1 if wish.backends else 0
+    entry = f"menuentry 'in RAM' --id '{_OURS}entry' {{\n}}\n"
+    end = re.compile(r"^### END \S*/[0-9]{2}_linux_xen ###$\n?", re.MULTILINE)
+    return end.sub(lambda found: found.group() + entry * count, text)
+
+
+def _lost(old: list[_Entry], new: list[_Entry], our_mib: set[int | None]) -> list[str]:
+    """Arguments that somebody gave to an ordinary entry in grub.cfg itself, and to nothing else."""
+    ours = {f"dom0_mem=max:{mib}M" for mib in our_mib}
+    after = {(entry.id, entry.kernel): entry for entry in new if not entry.ours}
+    lost: set[str] = set()
+    for entry in old:
+        if not entry.ours and (same := after.get((entry.id, entry.kernel))):
+            lost |= {*entry.linux, *entry.xen} - {*same.linux, *same.xen} - ours
+    if not lost:
+        return []
+    return [
+        f"ordinary entries would lose {' '.join(sorted(lost))}; "
+        f"set that in {_paths()['grub_default']}, or run grub-mkconfig once yourself"
+    ]
 
 
 def _forecast(menu: list[_Entry], wish: _Wish, was_all_mib: int | None) -> list[str]:
@@ -730,15 +833,17 @@ def _forecast(menu: list[_Entry], wish: _Wish, was_all_mib: int | None) -> list[
         if wish.token and wish.for_all:
             entry.xen.append(wish.token)
     ours = []
-    dropped = re.compile(r"(resume|resume_offset|ramboot)=.*|noresume|systemd\.zram=0")
-    added = ["noresume", *([] if wish.swap == "keep" else ["systemd.zram=0"])]
+    zram = [] if wish.swap == "keep" else ["systemd.zram=0"]
+    our_words = ["noresume", *zram]
+    words = [r"(resume|resume_offset|ramboot)=.*", *map(re.escape, our_words)]
+    dropped = re.compile("|".join(words))
     for backend in wish.backends:
         for entry in _ordinary(ordinary):
             linux = [word for word in entry.linux if not dropped.fullmatch(word)]
             xen = [*entry.xen]
             if wish.token and entry.dom0_mem != wish.token:
                 xen.append(wish.token)
-            linux += [*added, f"ramboot={backend}"]
+            linux += [*our_words, f"ramboot={backend}"]
             ours.append(_Entry(f"{_OURS}{backend}", "", (), (), entry.kernel, linux, xen, True))
     return _describe([*ordinary, *ours])
 
@@ -766,14 +871,17 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".ramboot-grub.", suffix=".tmp", dir=directory)
+        _remove_unfinished(path)
+        handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=directory)
     except OSError as error:
         raise CommandExecutionError(f"{left}: {error}") from error
     os.close(handle)
     try:
         done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")
         _run([_command("script_check"), temporary], f"{left}: grub-script-check failed")
-        reasons = _refusal(_read(path), _read(temporary), directory, wish)
+        mine = _load_state().get(path, {})
+        our_mib = {mine.get("all_mib"), mine.get("asked_mib")}
+        reasons = _refusal(_read(path), _read(temporary), directory, wish, our_mib)
         if reasons:
             said = [line for line in done["stderr"].splitlines() if line.startswith("ramboot: ")]
             default = _paths()["grub_default"]
@@ -789,6 +897,13 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         for leftover in (temporary, f"{temporary}.new"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leftover)
+
+
+def _remove_unfinished(path: str) -> None:
+    """What a power cut left of a grub.cfg that was being generated; grub-mkconfig's own, too."""
+    pattern = os.path.join(glob.escape(os.path.dirname(path)), f"{_TEMPORARY}*.tmp*")
+    for leftover in glob.glob(pattern):
+        os.unlink(leftover)
 
 
 # One-shot boot
@@ -811,6 +926,30 @@ def _environment(grubenv: str) -> dict[str, str]:
 def _takes(grubenv: str, entry: str) -> bool:
     """Whether the next boot of the GRUB that reads this environment takes the entry."""
     return _environment(grubenv).get("next_entry") == entry
+
+
+def _drop_choice(path: str) -> None:
+    """Take back a choice of `once` whose entry is gone: GRUB would take the first one instead."""
+    chosen = _chosen(path)
+    if _is_ours(chosen) and chosen not in [entry.path for entry in _parse(_read(path))]:
+        _run([_command("editenv"), _grubenv(path), "unset", "next_entry"], "grub-editenv failed")
+
+
+def _chosen(path: str) -> str:
+    return _environment(_grubenv(path)).get("next_entry", "")
+
+
+def _is_ours(choice: str) -> bool:
+    return choice.split(">")[-1].startswith(_OURS)
+
+
+def _check_initramfs(kernel: str) -> None:
+    """That of an interrupted or failed apply would boot from the disk, and ask nothing."""
+    found = __salt__["ramboot_initramfs.states"]().get(kernel)
+    if not found or not found["module"]:
+        raise CommandExecutionError(
+            f"the initramfs of Linux {kernel} has no ramboot in it; apply the state ramboot"
+        )
 
 
 def _check_next_entry(path: str) -> None:

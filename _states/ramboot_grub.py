@@ -98,7 +98,7 @@ def config_current(name: str) -> dict[str, Any]:
         if left:
             raise CommandExecutionError(f"generated anew without an error and still stale: {left}")
     except (CommandExecutionError, OSError) as error:
-        return _result(name, False, changes, str(error))
+        return _result(name, False, changes, f"{error}{_withdrawn()}")
     return _result(name, True, changes, f"generated anew: {', '.join(stale)}")
 
 
@@ -111,7 +111,11 @@ def config_restored(name: str) -> dict[str, Any]:
         any text; shown in the output.
     """
     changes: dict[str, Any] = {}
-    says = {"restored": "the original", "generated": "generated anew without ramboot"}
+    says = {
+        "restored": "the original",
+        "generated": "generated anew without ramboot",
+        "cleared": "without the choice of the next boot",
+    }
     try:
         actions = __salt__["ramboot_grub.undo_actions"]()
         todo = {path: says[action] for path, action in actions.items() if action in says}
@@ -132,6 +136,17 @@ def config_restored(name: str) -> dict[str, Any]:
         return _result(name, False, changes, str(error))
     told = f"restored: {', '.join(changes)}" if changes else "no grub.cfg to restore"
     return _result(name, True, changes, told)
+
+
+def _withdrawn() -> str:
+    """Take back what other states of this run installed for the entries that did not come."""
+    if __opts__["test"]:
+        return ""
+    try:
+        taken = __salt__["ramboot_grub.withdraw"]()
+    except (CommandExecutionError, OSError) as error:
+        return f"; what makes the entries could not be taken back: {error}"
+    return f"; taken back: {', '.join(taken)}" if taken else ""
 
 
 def _token(found: dict[str, Any]) -> str | None:

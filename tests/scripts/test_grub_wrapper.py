@@ -178,6 +178,18 @@ def test_swap_policy_keep_leaves_swap_on_zram(grub):
     assert all("systemd.zram=0" not in entry.linux for entry in grub.entries())
 
 
+def test_swap_policy_keep_leaves_it_off_where_the_user_switched_it_off(grub):
+    grub.configure(CONFIG.replace("swap=session", "swap=keep"))
+    entry = grub.entries(GRUB_CMDLINE_LINUX="systemd.zram=0 noresume a")[0]
+    assert entry.linux[2:] == ["systemd.zram=0", "a", "noresume", "ramboot=zram", "quiet"]
+
+
+def test_arguments_of_ours_are_there_once_however_they_stand(grub):
+    same = "noresume noresume systemd.zram=0 systemd.zram=0 resume=a noresume"
+    entry = grub.entries(GRUB_CMDLINE_LINUX=same, GRUB_CMDLINE_LINUX_DEFAULT=same)[0]
+    assert entry.linux[2:] == ["noresume", "systemd.zram=0", "ramboot=zram"]
+
+
 def test_arguments_reach_linux_when_the_user_replaces_them_for_xen(grub):
     entries = grub.entries(
         GRUB_CMDLINE_LINUX_XEN_REPLACE="replaced resume=x",

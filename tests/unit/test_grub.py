@@ -51,6 +51,11 @@ class Machine:
         world.module("ramboot_config")
         world.salt["ramboot_config.load"] = lambda: self.settings
         world.module("ramboot_record")
+        # kernels whose initramfs lacks the module
+        self.lacking: set[str] = set()
+        world.salt["ramboot_initramfs.states"] = lambda: {
+            kernel: {"module": kernel not in self.lacking} for kernel in ("6.12.1", "6.6.9")
+        }
         self.module = world.module("ramboot_grub")
         self.state = world.state("ramboot_grub")
         world.write("/etc/default/grub", DEFAULT)
@@ -61,6 +66,10 @@ class Machine:
             self.script(name, FAKES / name)
         self.command("grub2-mkconfig", (FAKES / "grub-mkconfig").read_text())
         self.command("grub2-script-check", "#!/bin/sh\nexit 0\n")
+        self.command(
+            "grub2-editenv",
+            '#!/bin/sh\n[ "$2 $3" = "unset next_entry" ] && exec sed -i /^next_entry=/d "$1"\n',
+        )
         self.command(
             "grub2-reboot",
             '#!/bin/sh\nroot=$(cd "$(dirname "$0")/../.." && pwd)\n'
@@ -368,11 +377,14 @@ def test_state_config_current(world, test_mode):
         assert machine.tree()[CFG][1:] == was[CFG][1:]
 
 
+@pytest.mark.parametrize("zram", ["", " systemd.zram=0"])
 @pytest.mark.parametrize("swap", ["session", "keep"])
 @pytest.mark.parametrize("scope", ["entries", "all"])
 @pytest.mark.parametrize("memory", [10240, "keep"])
 @pytest.mark.parametrize("backends", [["zram"], ["zram", "tmpfs"], []])
-def test_the_dry_run_foretells_what_the_run_does(machine, backends, memory, scope, swap):
+def test_the_dry_run_foretells_what_the_run_does(machine, backends, memory, scope, swap, zram):
+    machine.world.write("/etc/default/grub", DEFAULT.replace("luks-1", f"luks-1{zram}"))
+    machine.mkconfig()
     machine.settings["swap"] = swap
     machine.settings["grub"].update(entries=backends, dom0_mem_max_mib=memory, dom0_mem_scope=scope)
     machine.world.opts["test"] = True
@@ -611,6 +623,125 @@ def test_a_default_that_counts_entries_is_not_moved(machine):
     )
 
 
+@pytest.mark.parametrize("number", ["2", "'${saved_entry}'"])
+def test_a_default_that_counts_entries_is_told_before_anything_is_installed(machine, number):
+    counted(machine, number)
+    machine.uninstall()
+    with machine.path("/boot/grub2/grubenv").open("a") as environment:
+        environment.write("\nsaved_entry=2\n")
+    was = machine.tree()
+    (fault,) = machine.module.faults()
+    assert fault == (
+        f"{machine.path(CFG)}: GRUB_DEFAULT counts entries, and ours would move it from 'Windows' "
+        "to 'ramboot-entry'; set GRUB_DEFAULT to an id"
+    )
+    assert (machine.tree(), machine.commands) == (was, [])
+    machine.settings["grub"]["entries"] = []
+    assert machine.module.faults() == []
+
+
+@pytest.mark.parametrize("line", ["set default=2", "set default='2'", 'set default="2"'])
+def test_a_default_that_the_user_sets_last_is_the_one_that_counts(machine, line):
+    counted(machine, "0")
+    with machine.path("/etc/grub.d/40_custom").open("a") as script:
+        script.write(f"cat <<'END'\n{line}\nEND\n")
+    machine.uninstall()
+    machine.mkconfig()
+    assert "would move it from 'Windows'" in machine.module.faults()[0]
+    machine.install()
+    refused(machine, "would move it from 'Windows'")
+
+
+def test_where_entries_can_be_made_there_is_no_fault(machine):
+    assert machine.module.faults() == []
+    applied(machine)
+    machine.settings["grub"]["entries"] = ["zram", "tmpfs"]
+    assert machine.module.faults() == []
+
+
+def test_a_missing_grub_cfg_is_a_fault(machine):
+    machine.path(CFG).unlink()
+    assert machine.module.faults()[0].startswith("no grub.cfg: ")
+
+
+def recorded(machine):
+    """As ramboot.installed lays them down."""
+    paths = [machine.path(path) for path in ("/etc/ramboot/grub.conf", "/etc/grub.d/21_ramboot")]
+    for path in paths:
+        machine.world.salt["ramboot_record.keep"](str(path))
+    machine.install()
+    for path in paths:
+        machine.world.salt["ramboot_record.seal"](str(path))
+
+
+def test_a_refusal_takes_back_what_would_make_the_entries_at_the_next_kernel_update(machine):
+    counted(machine, "2")
+    machine.uninstall()
+    shutil.rmtree(machine.path("/etc/ramboot"))
+    everywhere(machine)
+    was = machine.tree()
+    recorded(machine)
+    machine.module.set_dom0_mem(10240)
+    ret = machine.state.config_current("grub.cfg")
+    assert (ret["result"], ret["changes"]) == (False, {})
+    wrapper, conf, default = (
+        machine.path(path)
+        for path in ("/etc/grub.d/21_ramboot", "/etc/ramboot/grub.conf", "/etc/default/grub")
+    )
+    assert ret["comment"].endswith(f"; taken back: {wrapper}, {conf}, {default}"), ret
+    now = {path: what for path, what in machine.tree().items() if not path.startswith("/var")}
+    assert now == was
+    machine.mkconfig()
+    assert machine.ids()[-1] == "Windows"
+
+
+def test_a_refusal_takes_nothing_back_from_a_menu_that_has_entries_of_ours(machine):
+    recorded(machine)
+    applied(machine)
+    machine.settings["grub"]["entries"] = ["tmpfs"]  # but the wrapper's settings stay as they are
+    ret = machine.state.config_current("grub.cfg")
+    assert ret["result"] is False
+    assert "taken back" not in ret["comment"]
+    assert machine.path("/etc/grub.d/21_ramboot").exists()
+
+
+def test_what_was_set_in_grub_cfg_by_hand_is_not_lost(machine):
+    def edit(word):
+        text = machine.read(CFG)
+        machine.world.write(CFG, text.replace(" ro ", f" ro {word} ").replace("smt=off", "smt=0"))
+
+    edit("nomodeset")
+    machine.install()
+    said = (
+        f"ordinary entries would lose nomodeset smt=0; set that in "
+        f"{machine.path('/etc/default/grub')}, or run grub-mkconfig once yourself"
+    )
+    refused(machine, said)
+    machine.mkconfig()
+    applied(machine)
+    edit("pci=noaer")
+    machine.uninstall()
+    machine.world.write("/boot/vmlinuz-6.12.7")
+    was = machine.read(CFG)
+    ret = machine.state.config_restored("grub.cfg")
+    assert ret["result"] is False
+    assert "would lose pci=noaer smt=0" in ret["comment"]
+    assert machine.read(CFG) == was
+
+
+def test_what_we_set_in_every_entry_is_not_taken_for_the_users(machine):
+    everywhere(machine)
+    machine.module.set_dom0_mem(10240)
+    applied(machine)
+    machine.settings["grub"]["dom0_mem_max_mib"] = 6144
+    machine.module.set_dom0_mem(6144)
+    applied(machine)
+    machine.settings["grub"]["dom0_mem_scope"] = "entries"
+    machine.module.unset_dom0_mem()
+    applied(machine)
+    assert "dom0_mem=max:4096M" in machine.module.describe(str(machine.path(CFG)))[0]
+
+
 def test_a_default_by_title_may_stand_behind_ours(machine):
     counted(machine, "Windows")
     applied(machine)
@@ -789,6 +920,47 @@ def test_dom0_mem_for_all_leaves_grub_cfg_too(machine):
     assert "dom0_mem=max:10240M" not in machine.read(CFG)
 
 
+@pytest.mark.parametrize("leftover", [".ramboot-grub.x1_z.tmp", ".ramboot-grub.x1_z.tmp.new"])
+def test_what_a_power_cut_left_of_grub_mkconfig_goes(machine, leftover):
+    machine.world.write(f"/boot/grub2/{leftover}", "half")
+    applied(machine)
+    assert not machine.path(f"/boot/grub2/{leftover}").exists()
+    machine.world.write(f"/boot/grub2/{leftover}", "half")
+    machine.uninstall()
+    assert machine.state.config_restored("grub.cfg")["result"] is True
+    assert not machine.path(f"/boot/grub2/{leftover}").exists()
+
+
+def test_a_choice_for_the_next_boot_goes_with_its_entry(machine):
+    machine.settings["grub"]["entries"] = ["zram", "tmpfs"]
+    applied(machine)
+    machine.module.once("tmpfs")
+    machine.settings["grub"]["entries"] = ["tmpfs"]
+    applied(machine)
+    assert "next_entry=ramboot-tmpfs" in machine.read("/boot/grub2/grubenv")
+    machine.settings["grub"]["entries"] = ["zram"]
+    applied(machine)
+    assert "next_entry" not in machine.read("/boot/grub2/grubenv")
+    machine.world.write("/boot/grub2/grubenv", GRUBENV.ljust(1024, "#"))
+    machine.module.once("zram")
+    machine.uninstall()
+    assert machine.state.config_restored("grub.cfg")["result"] is True
+    assert "next_entry" not in machine.read("/boot/grub2/grubenv")
+
+
+def test_a_choice_goes_where_the_entries_have_gone_already(world, test_mode):
+    machine = Machine(world)
+    path = str(machine.path(CFG))
+    machine.world.write("/boot/grub2/grubenv", f"{GRUBENV}next_entry=other>ramboot-zram-x\n")
+    ret = machine.state.config_restored("grub.cfg")
+    assert ret["result"] is (None if test_mode else True)
+    assert ret["changes"][path]["new"] == "without the choice of the next boot"
+    assert ("next_entry" in machine.read("/boot/grub2/grubenv")) is test_mode
+    machine.world.write("/boot/grub2/grubenv", f"{GRUBENV}next_entry=Windows\n")
+    assert machine.state.config_restored("grub.cfg")["changes"] == {}
+    assert "next_entry=Windows" in machine.read("/boot/grub2/grubenv")
+
+
 # One-shot boot
 
 
@@ -814,6 +986,12 @@ def test_once_without_such_an_entry(machine):
     refuses_once(machine, "zram", "no menu entry for zram; backends that have one: none")
     applied(machine)
     refuses_once(machine, "tmpfs", "no menu entry for tmpfs; backends that have one: zram")
+
+
+def test_once_with_a_kernel_whose_initramfs_would_ask_nothing(machine):
+    applied(machine)
+    machine.lacking = {"6.12.1"}
+    refuses_once(machine, "zram", "the initramfs of Linux 6.12.1 has no ramboot in it")
 
 
 def test_once_with_a_grub_cfg_that_ignores_next_entry(machine):
