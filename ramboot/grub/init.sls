@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Menu entries that boot dom0 into RAM, and dom0's memory in them. Pillar: ramboot:grub.
+# Menu entries that boot dom0 into RAM, and dom0's memory in them. Pillar: ramboot:grub. After the
+# initramfs: without its module an entry "in RAM" would boot from the disk, and ask nothing.
 #   qubesctl state.apply ramboot.grub
 
 {%- from "ramboot/map.jinja" import settings, paths with context %}
@@ -7,6 +8,7 @@
 
 include:
   - ramboot.preflight
+  - ramboot.initramfs
 
 ramboot-grub-conf:
   ramboot.installed:
@@ -18,7 +20,7 @@ ramboot-grub-conf:
         dom0_mem_max_mib: {{ grub.dom0_mem_max_mib | json }}
         swap: {{ settings.swap | json }}
     - require:
-      - sls: ramboot.preflight
+      - ramboot: ramboot-initramfs-current
 
 ramboot-grub-wrapper:
   ramboot.installed:
@@ -38,7 +40,7 @@ ramboot-grub-dom0-mem:
     - name: {{ paths.grub_default }}
 {%- endif %}
     - require:
-      - sls: ramboot.preflight
+      - ramboot: ramboot-initramfs-current
 
 ramboot-grub-config:
   ramboot_grub.config_current:

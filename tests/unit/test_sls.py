@@ -343,7 +343,7 @@ def test_menu_entries_alone_come_and_go_with_their_record(minion):
         made = minion.apply("ramboot.grub", pillar=nothing)
         assert all(value["result"] is True for value in made.values()), made
         assert {"etc/grub.d/21_ramboot", RECORD} <= set(minion.tree())
-        gone = minion.apply("ramboot.grub.absent")
+        gone = minion.apply("ramboot.grub.absent,ramboot.initramfs.absent")
         assert all(value["result"] is True for value in gone.values()), gone
         assert minion.tree() == before
     finally:

@@ -221,6 +221,18 @@ def test_a_failed_build_stops_red_and_the_next_run_repeats_it(minion):
     assert (failed(done), changed(done)) == ({}, ["ramboot-initramfs-current"])
 
 
+def test_without_the_module_in_each_initramfs_there_are_no_menu_entries(minion):
+    minion.script("dracut", "echo 'no space' >&2; exit 1")
+    done = minion.apply("ramboot.grub", pillar={"grub": {"dom0_mem_scope": "all"}})
+    assert {state for state in failed(done) if "grub" in state} == {
+        "ramboot-grub-conf",
+        "ramboot-grub-wrapper",
+        "ramboot-grub-dom0-mem",
+        "ramboot-grub-config",
+    }
+    assert not (minion.root / "etc/grub.d/21_ramboot").exists()
+
+
 @pytest.mark.parametrize("cut", ["files", "one image"])
 def test_absent_after_a_half_done_apply(minion, cut):
     before = tree(minion)
