@@ -803,11 +803,13 @@ def _btrfs_snapshots(layout: dict[str, Any], exclude: list[str]) -> Iterator[str
 
 def _fstab_subvolumes(root: str, device: str) -> list[tuple[str, str]]:
     """What the boot mounts of the same btrfs: each place, and its mount option after a comma."""
-    said = _run(
-        ["sh", "-ec", '. "$1"; ST_FSTYPE=btrfs SOURCE_ROOT=$2;'
-         ' getarg() { tr " " "\n" < /proc/cmdline | sed -n "s/^$1//p" | tail -n 1; };'
-         ' fstab_subvolumes "$3"', "sh", _boot_script("ramboot-copy.sh"), device, root]
-    )  # fmt: skip
+    script = (
+        '. "$1"; . "$2"; ST_FSTYPE=btrfs ROOT_KIND=device SOURCE_DISK=$3 SOURCE_ROOT=$3\n'
+        'getarg() { tr " " "\\n" < /proc/cmdline | sed -n "s/^$1//p" | tail -n 1; }\n'
+        'fstab_subvolumes "$4" || { echo "$reason" >&2; exit 1; }'
+    )
+    scripts = map(_boot_script, ("ramboot-source.sh", "ramboot-copy.sh"))
+    said = _run(["sh", "-ec", script, "sh", *scripts, device, root])
     found = (line.partition(" ") for line in said.splitlines())
     return [(place, option) for place, _, option in found]
 

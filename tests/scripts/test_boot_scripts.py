@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pty
+import stat
 import struct
 import subprocess
 import threading
@@ -525,7 +526,7 @@ def test_what_a_bare_group_does_not_wait_for(shell: Shell, tmp_path: Path, why: 
     elif why == "another mapping":  # a second encrypted disk may never be opened
         luks_mapping(tmp_path, "66666666-2222-4333-8444-555555555555")
         asked["LUKS"] += " 66666666-2222-4333-8444-555555555555"
-        asked["PVS"] = OWN
+        asked["PVS"], asked["main_loop"] = OWN, "120"
         expected = "0|lvm|/dev/dm-0|qubes_dom0/root|"
     else:
         asked["main_loop"] = "120" if why == "time is up" else ""
@@ -537,6 +538,34 @@ def test_what_a_bare_group_does_not_wait_for(shell: Shell, tmp_path: Path, why: 
     assert done.stdout == expected
     assert job.exists()
     assert noted(tmp_path) == ["vdb"]
+
+
+OTHER_LUKS = "66666666-2222-4333-8444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("root", "found"),
+    [
+        ("/dev/mapper/qubes_dom0-root", "0|lvm|/dev/dm-0|qubes_dom0/root|"),
+        ("/dev/dm-0", f"0|device|/dev/mapper/luks-{OTHER_LUKS}|/dev/dm-0|"),
+    ],
+)
+def test_nothing_is_asked_while_another_passphrase_is(
+    shell: Shell, tmp_path: Path, root: str, found: str
+) -> None:
+    """The root's disk is open already. LVM must not take it meanwhile."""
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    luks_mapping(tmp_path, OTHER_LUKS)
+    job = lvm_scan_queued(tmp_path, "dm-0")
+    os.mknod(tmp_path / "dev/dm-0", stat.S_IFBLK)
+    asked = {"LUKS": f"{LUKS} {OTHER_LUKS}", "PVS": OWN, "ROOT": root}
+    assert shell(FIND, main_loop="3", **asked).stdout == "1||||"
+    if "lvm" in found:
+        assert (noted(tmp_path), job.exists()) == ([], False)
+    luks_mapping(tmp_path, LUKS, "dm-1")
+    assert shell(FIND, main_loop="4", **asked).stdout == found
+    assert noted(tmp_path) == ["dm-0"]
 
 
 def test_lvm_gets_the_disk_back_when_the_time_is_up(shell: Shell, tmp_path: Path) -> None:
@@ -589,18 +618,74 @@ def test_a_refused_boot_gets_the_roots_volumes_before_its_reason_is_shown(
     assert done.stdout == "console volumes zram two"
 
 
-@pytest.mark.parametrize(("first", "gone"), [("readable", False), ("zeros", False), (None, True)])
+@pytest.mark.parametrize(
+    ("first", "gone"), [(b"PV", False), (b"\0" * 512, False), (b"\n" * 512, False), (None, True)]
+)
 def test_a_disk_that_can_not_be_read_is_gone(
-    shell: Shell, tmp_path: Path, first: str | None, gone: bool
+    shell: Shell, tmp_path: Path, first: bytes | None, gone: bool
 ) -> None:
     disk = tmp_path / "disk"
     if first:
-        disk.write_bytes(b"\0" * 512 if first == "zeros" else b"PV")
+        disk.write_bytes(first)
     done = shell(
         "sleep() { :; }; blockdev() { :; }\n"
         f"SOURCE_DISK={disk}; disk_gone && printf gone; SOURCE_DISK=; disk_gone && printf none"
     )
     assert done.stdout == ("gone" if gone else "")
+
+
+PERSISTENT = """
+sleep() { :; }; phase() { :; }; save_state() { :; }; write_status() { printf '%s.' "$1"; }
+disk_gone() { return 1; }; warn() { printf 'warning: %s.' "$*"; }; screen() { printf '%s' "$*"; }
+GONE_PAUSE_S=60 REASON_PAUSE_S=5 reason=busy
+"""
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_a_boot_that_would_run_in_the_throw_away_layer_is_no_persistent_one(
+    shell: Shell, tmp_path: Path, layer: bool
+) -> None:
+    trigger = tmp_path / "proc/sysrq-trigger"
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    phases = text[text.index("\npersistent() {") : text.index("\npre_mount() {")]
+    done = shell(f"{PERSISTENT}dmsetup() {{ return {0 if layer else 1}; }}\n{phases}\npersistent")
+    if layer:
+        assert "the disk can't be freed for a persistent boot: busy" in done.stdout
+        assert trigger.read_text() == "b"
+    else:
+        assert done.stdout == "persistent.warning: persistent boot: busy."
+        assert not trigger.exists()
+
+
+@pytest.mark.parametrize(("left", "detached"), [("nothing", True), ("the mapping", False)])
+def test_a_disk_is_closed_when_its_mapping_is_gone(
+    shell: Shell, tmp_path: Path, left: str, detached: bool
+) -> None:
+    luks_mapping(tmp_path)
+    done = shell(
+        "layer_down() { :; }; kernel_name() { printf dm-0; }\n"
+        'try() { reason=late; return 1; }; dmsetup() { [ "$LEFT" != nothing ]; }\n'
+        "detach_disk && printf detached",
+        LEFT=left,
+    )
+    assert done.stdout == ("detached" if detached else "")
+
+
+@pytest.mark.parametrize("stage", ["pre-mount", ""])
+def test_what_ended_unexpectedly_leaves_the_volumes_to_a_boot_that_scans_no_more(
+    shell: Shell, stage: str
+) -> None:
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    recover = text[text.index("\nrecover() {") : text.index("\ncase ${1:-} in")]
+    done = shell(
+        "load_state() { :; }; take_back() { printf 'back '; }\n"
+        "volumes_back() { printf 'volumes '; }\n"
+        f'persistent() {{ printf "%s" "$reason"; }}\n{recover}\nrecover {stage}'
+    )
+    volumes = "volumes " if stage else ""
+    assert done.stdout == f"back {volumes}ramboot ended unexpectedly"
+    hook = (MODULE / f"hooks/{stage or 'settled'}.sh").read_text()
+    assert f"ramboot-initramfs {'recover ' + stage if stage else 'recover'} <" in hook
 
 
 def test_dashes_in_volume_names_are_doubled(shell: Shell) -> None:
@@ -711,7 +796,7 @@ def test_nothing_of_a_disk_that_is_sealed_or_gone_is_mounted(
     assert shell(script, SWAP="keep", BACKEND="zram", DISK=disk).stdout == "done"
     active = [line for line in (root / "etc/fstab").read_text().splitlines() if line[0] != "#"]
     assert [line.split()[3] for line in active if line[0] != "t"] == [
-        "defaults,ro,noauto,nofail",
+        "defaults,ro,norecovery,noauto,nofail",
         "umask=0077,ro,noauto,nofail",
         "defaults,x-systemd.device-timeout=0,nofail,noauto",
         "sw",
@@ -722,7 +807,77 @@ def test_nothing_of_a_disk_that_is_sealed_or_gone_is_mounted(
         # the system's LVM sees the sealed disk and no other
         assert 'global_filter=["a|^/dev/mapper/ramboot-seal$|","r|.*|"]' in lvm.read_text()
     else:
+        # it is closed
         assert not lvm.exists()
+
+
+def test_lvm_does_not_take_a_detached_disk_up_again_that_luks_does_not_close(
+    shell: Shell, tmp_path: Path
+) -> None:
+    root = a_root(tmp_path)
+    (tmp_path / "sys/class/block/dm-0/dm/name").unlink()
+    script = "kernel_name() { printf '%s' \"${1##*/}\"; }\nST_DISK=detached" + PREPARE
+    assert shell(script, SWAP="session", BACKEND="zram").stdout == "done"
+    conf = (root / "etc/lvm/lvmlocal.conf").read_text()
+    assert 'global_filter=["a|^/dev/mapper/ramboot-detached$|","r|.*|"]' in conf
+
+
+@pytest.mark.parametrize(
+    ("options", "disk", "rewritten"),
+    [
+        ("noauto,x-systemd.automount", "detached", "noauto,nofail,noauto"),
+        ("x-systemd.automount", "readonly", "nofail,noauto"),
+        (
+            "ro,x-systemd.wanted-by=multi-user.target,x-systemd.required-by=a.mount,user",
+            "detached",
+            "ro,user,nofail,noauto",
+        ),
+        ("noauto,x-systemd.automount", "attached", "noauto,x-systemd.automount,nofail"),
+    ],
+)
+def test_systemd_is_not_asked_to_mount_what_must_not_be_written(
+    shell: Shell, tmp_path: Path, options: str, disk: str, rewritten: str
+) -> None:
+    root = a_root(tmp_path)
+    (root / "etc/fstab").write_text(
+        f"UUID=9 /mnt/backup ext4 {options} 0 2\nUUID=1 /boot xfs x-systemd.automount 0 0\n"
+    )
+    script = "kernel_name() { printf '%s' \"${1##*/}\"; }\nST_DISK=$DISK" + PREPARE
+    assert shell(script, SWAP="session", BACKEND="zram", DISK=disk).stdout == "done"
+    backup, boot = (root / "etc/fstab").read_text().splitlines()
+    assert backup.split()[3] == rewritten
+    sealed = "" if disk == "attached" else "ro,norecovery,"
+    assert boot.split()[3] == f"{sealed}noauto,nofail"
+
+
+@pytest.mark.parametrize(
+    ("spec", "own"),
+    [
+        ("UUID=root", True),
+        ("/dev/dm-0", True),
+        ("/dev/disk/by-uuid/root", True),
+        ("UUID=data", False),
+    ],
+)
+def test_a_subvolume_of_the_root_is_its_copys_however_fstab_names_it(
+    shell: Shell, tmp_path: Path, spec: str, own: bool
+) -> None:
+    fstab = f"UUID=root / btrfs subvol=root 0 0\n{spec} /var/lib/qubes btrfs subvol=qubes 0 0\n"
+    names = {"SWAP": "session", "BACKEND": "zram", "KIND": "device"}
+    left = [] if own else ["UUID=data /var/lib/qubes btrfs subvol=qubes,nofail 0 0"]
+    assert rewritten(shell, tmp_path, fstab, **names) == left
+    (tmp_path / "root/etc/fstab").write_text(fstab)
+    listed = shell(LAYERED + 'fstab_subvolumes "$P/root"; root_check "$P/root"', **names)
+    assert listed.stdout == ("/var/lib/qubes ,subvol=qubes\n" if own else "")
+
+
+@pytest.mark.parametrize("spec", ["/dev/qubes_dom0/root", "/dev/mapper/qubes_dom0-root"])
+def test_a_volume_of_lvm_has_two_paths(shell: Shell, tmp_path: Path, spec: str) -> None:
+    fstab = f"{spec} /home btrfs subvol=home 0 0\n/dev/qubes_dom0/data /data btrfs defaults 0 0\n"
+    names = {"SWAP": "session", "BACKEND": "zram", "KIND": "lvm"}
+    assert rewritten(shell, tmp_path, fstab, **names) == [
+        "/dev/qubes_dom0/data /data btrfs defaults,nofail 0 0"
+    ]
 
 
 def test_swap_kept_stays_as_it_was(shell: Shell, tmp_path: Path) -> None:
@@ -747,6 +902,39 @@ def test_a_system_directory_on_another_volume_is_refused(
     assert done.stdout == (
         f"{target} is on a volume of its own, which a RAM session would go on writing"
     )
+
+
+UNIT = "[Mount]\nWhat={}\nWhere={}\nType=ext4\n"
+
+
+@pytest.mark.parametrize(
+    ("fstab", "unit", "refused"),
+    [
+        ("UUID=9 /data ext4 defaults 0 2\n/data/home /home none bind 0 0\n", "", "/home"),
+        ("/data/home /home none rbind,ro 0 0\nUUID=9 /data ext4 defaults 0 2\n", "", "/home"),
+        (
+            "UUID=9 /data ext4 defaults 0 2\n/data/a /b none bind 0 0\n/b/var /var none bind 0 0\n",
+            "",
+            "/var",
+        ),
+        ("", UNIT.format("/dev/sda9", "/home"), "/home"),
+        ("UUID=9 /data ext4 defaults 0 2\n", UNIT.format("/data/opt", "/opt"), "/opt"),
+        # of the root itself, of RAM, elsewhere
+        ("UUID=9 /data ext4 defaults 0 2\n/srv/home /home none bind 0 0\n", "", ""),
+        ("tmpfs /data tmpfs defaults 0 0\n/data/home /home none bind 0 0\n", "", ""),
+        ("UUID=9 /data ext4 defaults 0 2\n/data/x /mnt/x none bind 0 0\n", "", ""),
+        ("", UNIT.format("/dev/sda9", "/data"), ""),
+    ],
+)
+def test_a_system_directory_that_is_bound_from_another_volume_or_a_units_is_refused(
+    shell: Shell, tmp_path: Path, fstab: str, unit: str, refused: str
+) -> None:
+    root = a_root(tmp_path)
+    (root / "etc/fstab").write_text(f"/dev/mapper/qubes_dom0-root / ext4 defaults 1 1\n{fstab}")
+    (root / "etc/systemd/system/own.mount").write_text(unit)
+    done = shell('root_check "$P/root" || printf "%s" "$reason"')
+    said = f"{refused} is on a volume of its own, which a RAM session would go on writing"
+    assert (done.stdout, done.stderr) == (said if refused else "", "")
 
 
 # The disk is dm-0, the layer on it dm-9, and dm-10 a volume in the layer.
@@ -796,7 +984,7 @@ def test_a_root_on_the_layer_itself_is_mounted_from_it_and_nothing_beside_it(
     names = {"SWAP": "session", "BACKEND": "snapshot", "KIND": "device"}
     assert rewritten(shell, tmp_path, fstab, **names) == [
         "/dev/mapper/ramboot-layer / btrfs subvol=root,compress=zstd 0 0",
-        "UUID=boot /boot ext4 defaults,ro,noauto,nofail 1 0",
+        "UUID=boot /boot ext4 defaults,ro,norecovery,noauto,nofail 1 0",
         "/dev/mapper/ramboot-layer /home btrfs subvol=home 0 0",
         "UUID=data /data ext4 defaults,nofail,noauto 0 0",
         "tmpfs /tmp tmpfs size=1G 0 0",
@@ -942,6 +1130,28 @@ def a_tree(tmp_path: Path) -> Path:
     os.utime(source / "dir with space", ns=(5, 5))
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\nprocessor : 1\n")
     return source
+
+
+def test_what_is_left_out_is_looked_for_in_the_root_alone(shell: Shell, tmp_path: Path) -> None:
+    source, outside = tmp_path / "run/ramboot/source", tmp_path / "outside"
+    for directory in ("var/tmp/deep", "var/cache/dnf", "usr"):
+        (source / directory).mkdir(parents=True)
+    outside.mkdir()
+    for file in (source / "var/tmp/deep/a", source / "var/cache/dnf/b", source / "usr/c"):
+        file.touch()
+    (outside / "kept").touch()
+    # absolute, so of the initramfs; and one that stays inside
+    (source / "var/out").symlink_to(outside)
+    (source / "var/in").symlink_to("cache")
+    patterns = ("/var/tmp/*", "/var/out/*", "/var/in/dnf/*", "/usr/../../../../outside/*", "/none*")
+    config(tmp_path, *(f"exclude={pattern}" for pattern in patterns))
+    done = shell('read_config && source_exclude && printf done || printf "%s" "$reason"')
+    assert (done.stdout, done.stderr) == ("done", "")
+    left = sorted(str(path.relative_to(source)) for path in source.rglob("*"))
+    assert left == sorted(
+        ["usr", "usr/c", "var", "var/cache", "var/cache/dnf", "var/in", "var/out", "var/tmp"]
+    )
+    assert (outside / "kept").exists()
 
 
 MEASURE = """
@@ -1564,6 +1774,8 @@ def decide() -> str:
         ("zram", "readonly", "lvm", None),
         ("tmpfs", "readonly", "lvm", None),
         ("tmpfs", "detached", "device", None),
+        ("image", "readonly", "lvm", None),
+        ("image", "detached", "device", None),
         ("overlay", "attached", "device", None),
         ("snapshot", "attached", "device", None),
         ("zram", "readonly", "device", "ramboot.disk=readonly needs a root on LVM"),
@@ -1639,7 +1851,7 @@ def test_a_volume_that_would_never_come_is_not_waited_for(
     assert done.stdout.startswith(said if refused and not there else "go"), done.stdout
 
 
-@pytest.mark.parametrize("timeout", ["soon", "-1", "1e9", "86401", "9" * 30, "$(reboot)"])
+@pytest.mark.parametrize("timeout", ["soon", "-1", "08", "1e9", "86401", "9" * 30, "$(reboot)"])
 def test_a_timeout_that_is_none_ends_in_a_persistent_boot(
     shell: Shell, tmp_path: Path, timeout: str
 ) -> None:

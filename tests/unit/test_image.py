@@ -521,7 +521,7 @@ def test_a_build_from_btrfs_that_fails_leaves_the_old_image(world, btrfs, image,
 
 def test_a_btrfs_whose_subvolumes_cant_be_told_is_not_built_from(world, btrfs, image):
     world.write("bin/blkid", "#!/bin/sh\nexit 2\n", mode=0o755)
-    with pytest.raises(CommandExecutionError, match=r"^sh failed \(2\)"):
+    with pytest.raises(CommandExecutionError, match="the UUID of .* can't be read"):
         image.build()
     assert btrfs.snapshots == []
 

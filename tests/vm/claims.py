@@ -86,9 +86,10 @@ def assert_fault_ends_on_disk(
     arguments: str,
     files: dict[str, str],
     root: str = "/dev/mapper/qubes_dom0-root",
+    said: str = "injected fault",
 ) -> None:
     """A boot with `build.with_fault` is an ordinary one that says so."""
     dom0.start_direct(arguments, initrd=build.initramfs(), files=files)
     dom0.unlock()
     dom0.shell()
-    assert_persistent(dom0, "injected fault", root)
+    assert_persistent(dom0, said, root)

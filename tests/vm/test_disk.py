@@ -69,7 +69,9 @@ def test_a_sealed_disk_refuses_every_write(machine: MachineMaker) -> None:
     assert dom0.disk_unchanged()
 
 
-@pytest.mark.parametrize(("layout", "backend"), [("luks-thin", "zram"), ("luks-btrfs", "tmpfs")])
+@pytest.mark.parametrize(
+    ("layout", "backend"), [("luks-thin", "zram"), ("luks-btrfs", "tmpfs"), ("thin", "zram")]
+)
 def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backend: str) -> None:
     dom0 = machine(build.base(layout))
     dom0.start_direct(f"ramboot={backend} ramboot.disk=detached", initrd=build.initramfs())
@@ -80,6 +82,8 @@ def test_a_detached_disk_can_be_pulled(machine: MachineMaker, layout: str, backe
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
     # no mapping, and with it no key, is left in the kernel
     assert dom0.succeed("dmsetup ls") == "No devices found"
+    # without LUKS the disk is there still
+    assert dom0.succeed("pvs --noheadings") == ""
     assert dom0.written_bytes() == 0
     dom0.pull_disk()
     dom0.succeed(
@@ -133,10 +137,13 @@ def test_an_overlay_that_fails_midway_leaves_the_disk_writable(machine: MachineM
 
 
 def test_a_fault_after_the_seal_ends_on_the_disk(machine: MachineMaker) -> None:
-    failing = with_fault("ramboot-initramfs.sh", '    try 10 mount --move "$RUN/root/root"')
+    """Killed there: nobody scans for volumes any more, and the layer holds them."""
+    point = '    try 10 mount --move "$RUN/root/root"'
+    killed = build.changed_script("ramboot-initramfs.sh", point, f"    kill -9 $$\n{point}")
     dom0 = machine(build.base())
     # the seal and the layer are gone, the volume group is the disk's
-    assert_fault_ends_on_disk(dom0, "ramboot=zram ramboot.disk=readonly", failing)
+    arguments = "ramboot=zram ramboot.disk=readonly"
+    assert_fault_ends_on_disk(dom0, arguments, killed, said="ramboot ended unexpectedly")
     assert dom0.succeed("losetup --list --noheadings") == ""
     before = dom0.written_bytes()
     # what the seal refuses

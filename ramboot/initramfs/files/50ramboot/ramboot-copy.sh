@@ -103,7 +103,7 @@ btrfs_alone() {
 # source_mount_subvolumes: what fstab mounts of the same btrfs (home, var) belongs to the root.
 source_mount_subvolumes() {
     local target option
-    fstab_subvolumes "$RUN/source" > "$RUN/work/subvolumes"
+    fstab_subvolumes "$RUN/source" > "$RUN/work/subvolumes" || return 1
     while read -r target option; do
         try 60 mount -t btrfs -o "rw$option" "$SOURCE_ROOT" "$RUN/source$target" || return 1
     done < "$RUN/work/subvolumes"
@@ -111,15 +111,11 @@ source_mount_subvolumes() {
 
 # fstab_subvolumes ROOT: "TARGET ,OPTION" for each other subvolume of the root's btrfs.
 fstab_subvolumes() {
-    local spec target type options uuid
+    local spec target type options
     [ "$ST_FSTYPE" = btrfs ] && [ -f "$1/etc/fstab" ] || return 0
-    uuid=$(blkid -p -o value -s UUID "$SOURCE_ROOT")
+    root_uuid || return 1
     while read -r spec target type options _ || [ -n "$spec" ]; do
-        case $spec in
-            "UUID=$uuid" | "$(getarg root=)") ;;
-            *) continue ;;
-        esac
-        [ "$type" = btrfs ] && [ "$target" != / ] || continue
+        [ "$type" = btrfs ] && [ "$target" != / ] && names_root "$spec" || continue
         printf '%s %s\n' "$target" "$(subvolume_option "$options")"
     done < "$1/etc/fstab"
 }
@@ -131,14 +127,21 @@ source_exclude() {
     printf '%s/*\n%s' "$IMAGE_DIR" "$CONF_EXCLUDE" > "$RUN/exclude"
     while IFS= read -r pattern; do
         (
-            cd "$RUN/source" || exit 1
+            cd -P "$RUN/source" || exit 1
             # shellcheck disable=SC2086 # the pattern is meant to be expanded, by the shell alone
             set -- .$pattern
+            directory=
             for path; do
-                case $path in
-                    *'/../'* | */..) continue ;;
-                esac
                 [ -e "$path" ] || [ -L "$path" ] || continue
+                # a link may lead out of the root, into this initramfs
+                [ "$directory" = "${path%/*}" ] || {
+                    directory=${path%/*}
+                    real=$(readlink -f "$directory")
+                }
+                case $real/ in
+                    "$PWD"/*) ;;
+                    *) continue ;;
+                esac
                 rm -rf --one-file-system -- "$path" || exit 1
             done
         ) || {

@@ -382,6 +382,7 @@ persistent() {
         without_disk
         return 0
     fi
+    ! dmsetup info "$LAYER" > /dev/null 2>&1 || behind_layer
     warn "persistent boot: $reason"
     sleep "$REASON_PAUSE_S"
 }
@@ -393,7 +394,17 @@ without_disk() {
     screen "ramboot wrote nothing to it. The machine switches off in $GONE_PAUSE_S s."
     sleep "$GONE_PAUSE_S"
     # the same with and without systemd
-    printf o > /proc/sysrq-trigger
+    printf o > "$P/proc/sysrq-trigger"
+    sleep 30
+}
+
+# behind_layer: the disk's volumes are in use through the throw-away layer still. What is called a
+# boot from the disk would lose all that is saved in it, if it went on at all.
+behind_layer() {
+    warn "the disk can't be freed for a persistent boot: $reason"
+    screen "Nothing was written to it. The machine restarts in $GONE_PAUSE_S s; answer n then, or boot with ramboot=off."
+    sleep "$GONE_PAUSE_S"
+    printf b > "$P/proc/sysrq-trigger"
     sleep 30
 }
 
@@ -403,6 +414,7 @@ pre_mount() {
     load_state
     [ "$ST_BACKEND" != overlay ] || [ -e "$RUN/ready" ] || [ -e "$RUN/status.json" ] || build || {
         take_back
+        volumes_back
         persistent
         return 0
     }
@@ -478,6 +490,7 @@ recover() {
     load_state
     reason=${reason:-ramboot ended unexpectedly}
     take_back
+    [ "${1:-}" != pre-mount ] || volumes_back
     : > "$RUN/decided"
     persistent
 }
@@ -486,9 +499,9 @@ case ${1:-} in
     open-disk) open_disk ;;
     pre-mount) pre_mount ;;
     cleanup) cleanup ;;
-    recover) recover ;;
+    recover) recover "${2:-}" ;;
     *)
-        printf 'usage: ramboot-initramfs open-disk|pre-mount|cleanup|recover\n' >&2
+        printf 'usage: ramboot-initramfs open-disk|pre-mount|cleanup|recover [pre-mount]\n' >&2
         exit 2
         ;;
 esac

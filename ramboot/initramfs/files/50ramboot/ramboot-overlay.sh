@@ -105,7 +105,7 @@ overlay_btrfs() {
 # overlay_is_whole ROOT: an overlay covers no other mount.
 overlay_is_whole() {
     local target
-    fstab_subvolumes "$1" > "$RUN/work/subvolumes"
+    fstab_subvolumes "$1" > "$RUN/work/subvolumes" || return 1
     ! read -r target _ < "$RUN/work/subvolumes" || {
         reason="the backend overlay needs all of the root in one btrfs subvolume, and $target is another"
         return 1

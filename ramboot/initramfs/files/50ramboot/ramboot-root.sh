@@ -19,30 +19,63 @@ SYSTEM_DIRS='/usr /etc /var /home /root /opt /srv /lib /bin /sbin'
 
 # root_check DIRECTORY: refuses a system of which a part lies on another volume of the disk.
 root_check() {
-    local spec target type dir
-    [ -f "$1/etc/fstab" ] || return 0
-    while read -r spec target type _ || [ -n "$spec" ]; do
-        case $spec in
-            '' | '#'*) continue ;;
+    local spec target type options apart=' '
+    mounts_of "$1" > "$RUN/work/mounts"
+    while read -r spec target type options; do
+        case $options in
+            # of a directory that is on another volume, which may be named before or after it
+            bind | bind,* | *,bind | *,bind,* | rbind | rbind,* | *,rbind | *,rbind,*) continue ;;
         esac
         on_disk "$spec" "$type" || continue
-        case $target in
-            /var/lib/qubes | /var/lib/qubes/*)
-                [ "$ST_BACKEND" = snapshot ] && ! on_layer "$spec" || continue
-                reason="$target is on $spec, which is not seen to lie on ramboot's layer (a volume of LVM is, by its name): qubes would go on writing there"
-                return 1
+        [ "$target" = / ] || same_btrfs "$spec" "$type" || apart="$apart$target "
+        root_has "$spec" "$target" "$type" || return 1
+    done < "$RUN/work/mounts"
+    while read -r spec target type options; do
+        case $spec in
+            /dev/*) ;;
+            /*)
+                lies_in "$spec" "$apart" || continue
+                apart="$apart$target "
+                root_has "$spec" "$target" "$type" || return 1
                 ;;
         esac
-        for dir in $SYSTEM_DIRS; do
-            case $target in
-                "$dir" | "$dir"/*)
-                    same_btrfs "$spec" "$type" && continue
-                    reason="$target is on a volume of its own, which a RAM session would go on writing"
-                    return 1
-                    ;;
-            esac
-        done
-    done < "$1/etc/fstab"
+    done < "$RUN/work/mounts"
+}
+
+# mounts_of DIRECTORY: each mount of fstab and of systemd's own units there, as a line of fstab.
+mounts_of() {
+    local unit
+    [ ! -f "$1/etc/fstab" ] || grep -v '^[[:space:]]*\(#\|$\)' "$1/etc/fstab"
+    for unit in "$1"/etc/systemd/system/*.mount; do
+        [ ! -f "$unit" ] || awk -F= '
+            $1 == "What" || $1 == "Where" || $1 == "Type" || $1 == "Options" { value[$1] = substr($0, length($1) + 2) }
+            END { print value["What"], value["Where"], value["Type"] ? value["Type"] : "auto", value["Options"] ? value["Options"] : "defaults" }' "$unit"
+    done
+}
+
+# lies_in PATH DIRECTORIES: whether it is one of them or below one.
+lies_in() {
+    local directory
+    for directory in $2; do
+        case $1/ in
+            "$directory"/*) return 0 ;;
+        esac
+    done
+    return 1
+}
+
+# root_has SPEC TARGET TYPE: whether a RAM session may have there what is on another volume.
+root_has() {
+    case $2 in
+        /var/lib/qubes | /var/lib/qubes/*)
+            [ "$ST_BACKEND" = snapshot ] && ! on_layer "$1" || return 0
+            reason="$2 is on $1, which is not seen to lie on ramboot's layer (a volume of LVM is, by its name): qubes would go on writing there"
+            return 1
+            ;;
+    esac
+    lies_in "$2" "$SYSTEM_DIRS" && ! same_btrfs "$1" "$3" || return 0
+    reason="$2 is on a volume of its own, which a RAM session would go on writing"
+    return 1
 }
 
 # on_disk SPEC TYPE: whether a line of fstab names a block device.
@@ -77,24 +110,19 @@ on_layer() {
     return 1
 }
 
-# root_on_layer SPEC: whether it names the file system that is on the layer itself.
-root_on_layer() {
-    [ "$ROOT_KIND" = device ] \
-        && [ "$(kernel_name "$(root_device "$1")")" = "$(kernel_name "$SOURCE_DISK")" ]
-}
-
 same_btrfs() {
-    [ "$2" = btrfs ] && [ "$ST_FSTYPE" = btrfs ] \
-        && [ "$1" = "UUID=$(blkid -p -o value -s UUID "$SOURCE_ROOT")" ]
+    [ "$2" = btrfs ] && [ "$ST_FSTYPE" = btrfs ] && root_uuid && names_root "$1"
 }
 
 # root_prepare DIRECTORY
 root_prepare() {
     rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && mask_disk_units "$1" && {
         [ "$CONF_swap" = keep ] || no_swap "$1"
-    } && {
-        [ "$ST_DISK" != readonly ] || layer_lvm_config "$1" "$SEAL"
-    } || {
+    } && case $ST_DISK in
+        readonly) layer_lvm_config "$1" "$SEAL" ;;
+        # without LUKS the disk can't be closed, and LVM must not take it up again
+        detached) mapping_name > /dev/null || layer_lvm_config "$1" ramboot-detached ;;
+    esac || {
         reason="${reason:-the copy could not be prepared}"
         return 1
     }
@@ -107,41 +135,50 @@ replace_file() {
 
 # rewrite_fstab: root (but for snapshot, which starts from it) and swap go, /boot and the ESP stay
 # unmounted, qubes' volumes may lack. Nothing is mounted of a disk that is sealed or gone, with
-# snapshot nothing that the layer does not cover; /boot by hand is read-only then.
+# snapshot nothing that the layer does not cover; /boot by hand is read-only then, and its journal is
+# not replayed.
 rewrite_fstab() {
-    local spec target beside=' ' covered=' ' lost='' boot=''
+    local spec target type own=' ' beside=' ' covered=' ' lost='' boot=''
     [ -f "$1/etc/fstab" ] || return 0
+    while read -r spec target type _ || [ -n "$spec" ]; do
+        if [ "$ST_BACKEND" != snapshot ]; then
+            ! same_btrfs "$spec" "$type" || own="$own$spec "
+        elif root_on_layer "$spec" || [ "$ROOT_KIND$target" = device/ ]; then
+            covered="$covered$spec "
+        elif on_disk "$spec" "" && ! on_layer "$spec"; then
+            beside="$beside$spec "
+        fi
+    done < "$1/etc/fstab"
     if [ "$ST_BACKEND" = snapshot ]; then
-        while read -r spec target _ || [ -n "$spec" ]; do
-            if root_on_layer "$spec" || [ "$ROOT_KIND$target" = device/ ]; then
-                covered="$covered$spec "
-            elif on_disk "$spec" "" && ! on_layer "$spec"; then
-                beside="$beside$spec "
-            fi
-        done < "$1/etc/fstab"
         boot=,ro
     elif one_of "$ST_DISK" readonly detached; then
         boot=,ro
         lost=,noauto
     fi
-    BESIDE=$beside COVERED=$covered LAYER_DEVICE=/dev/mapper/$LAYER awk -v keep="$CONF_swap" -v btrfs="$(same_btrfs_uuid)" -v backend="$ST_BACKEND" \
+    OWN=$own BESIDE=$beside COVERED=$covered LAYER_DEVICE=/dev/mapper/$LAYER awk -v keep="$CONF_swap" -v backend="$ST_BACKEND" \
         -v lost="$lost" -v boot="$boot" '
+        # systemd mounts such a line all the same, at boot or when somebody looks there
+        function unasked(options) {
+            gsub(/,x-systemd\.(automount|wanted-by=[^,]*|required-by=[^,]*)/, "", options)
+            return options
+        }
         /^[ \t]*(#|$)/ { print; next }
         { beside = index(ENVIRON["BESIDE"], " " $1 " ") }
         index(ENVIRON["COVERED"], " " $1 " ") { $1 = ENVIRON["LAYER_DEVICE"]; $6 = 0; print; next }
         $2 == "/" && backend == "snapshot" { print; next }
-        $2 == "/" || ($3 == "swap" && (keep != "keep" || beside)) || (backend != "snapshot" && btrfs != "" && $3 == "btrfs" && $1 == "UUID=" btrfs) {
+        $2 == "/" || ($3 == "swap" && (keep != "keep" || beside)) || ($3 == "btrfs" && index(ENVIRON["OWN"], " " $1 " ")) {
             print "# RAM session: " $0; next
         }
-        $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" { $4 = $4 boot ",noauto,nofail"; $6 = 0; print; next }
+        $2 == "/boot" || $2 ~ /^\/boot\// || $2 == "/efi" {
+            if (boot != "") boot_only = boot ($3 ~ /^(ext[34]|xfs)$/ ? ",norecovery" : "")
+            $4 = unasked("," $4) boot_only ",noauto,nofail"; sub(/^,/, "", $4); $6 = 0; print; next
+        }
         $1 ~ /^(UUID|LABEL|PARTUUID|PARTLABEL)=|^\/dev\// {
-            $4 = $4 ",nofail" (beside ? ",noauto" : lost); $6 = 0; print; next
+            out = beside ? ",noauto" : lost
+            if (out != "") $4 = unasked("," $4)
+            $4 = $4 ",nofail" out; sub(/^,/, "", $4); $6 = 0; print; next
         }
         { print }' "$1/etc/fstab" | replace_file "$1/etc/fstab"
-}
-
-same_btrfs_uuid() {
-    [ "$ST_FSTYPE" != btrfs ] || blkid -p -o value -s UUID "$SOURCE_ROOT"
 }
 
 # rewrite_crypttab: the disk is open already; a second systemd-cryptsetup would ask again.
@@ -150,7 +187,7 @@ same_btrfs_uuid() {
 rewrite_crypttab() {
     local disk name source closed=' '
     [ -f "$1/etc/crypttab" ] || return 0
-    disk=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null)
+    disk=$(mapping_name)
     while read -r name source _ || [ -n "$name" ]; do
         ! on_disk "$source" '' || may_use "$source" || closed="$closed$source "
     done < "$1/etc/crypttab"

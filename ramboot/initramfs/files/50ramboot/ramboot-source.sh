@@ -48,6 +48,7 @@ find_root() {
                 return 2
                 ;;
         esac
+        ! luks_to_come || ! may_wait || return 1
         ROOT_KIND=device
         ROOT_SPEC=$root
         SOURCE_DISK=$(own_name "$device")
@@ -87,6 +88,41 @@ kernel_name() {
     path=$(readlink -f "$1") && printf '%s' "${path##*/}"
 }
 
+# mapping_name: that of the opened disk; 1 when it is no mapping, as without LUKS.
+mapping_name() {
+    cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null
+}
+
+# root_uuid: sets ROOT_UUID, that of the root's file system.
+root_uuid() {
+    [ -n "$ROOT_UUID" ] || ROOT_UUID=$(blkid -p -o value -s UUID "$SOURCE_ROOT") || {
+        reason="the UUID of $SOURCE_ROOT can't be read"
+        return 1
+    }
+}
+ROOT_UUID=
+
+# names_root SPEC: whether fstab means the root's file system by it. After root_uuid.
+names_root() {
+    case $1 in
+        "$(getarg root=)" | "UUID=$ROOT_UUID") return 0 ;;
+    esac
+    if [ "$ROOT_KIND" = device ]; then
+        root_on_layer "$1"
+    else
+        case $1 in
+            "/dev/$ROOT_SPEC" | "/dev/mapper/$(dm_name "$ROOT_SPEC")") return 0 ;;
+        esac
+        return 1
+    fi
+}
+
+# root_on_layer SPEC: whether it names the file system that is on the layer itself.
+root_on_layer() {
+    [ "$ROOT_KIND" = device ] \
+        && [ "$(kernel_name "$(root_device "$1")")" = "$(kernel_name "$SOURCE_DISK")" ]
+}
+
 # own_name DEVICE: its path that no other device can take, as the layer takes the links by UUID. Of a
 # mapping the one by name, though LVM may call it dm-0.
 own_name() {
@@ -119,11 +155,11 @@ find_lvm_root() {
         ! on_named_luks "$device" || named=$device
     done
     # shellcheck disable=SC2086 # lists of devices
-    if [ -z "$named" ] && luks_to_come; then
-        if may_wait; then
-            lvm_hold $devices
-            return 1
-        fi
+    if luks_to_come && may_wait; then
+        # not while a passphrase is asked for: two questions would take each other's keys
+        lvm_hold $devices
+        return 1
+    elif [ -z "$named" ] && luks_to_come; then
         lvm_release
         reason="a LUKS device of the kernel line is still closed: it may hold the root, not$(enumerate $devices)"
         return 2
@@ -154,7 +190,7 @@ disk_gone() {
     for turn in 1 2 3; do
         # what the page cache holds proves nothing
         timeout -k 5 20 blockdev --flushbufs "$SOURCE_DISK" > /dev/null 2>&1 || :
-        [ -z "$(timeout -k 5 20 head -c 1 "$SOURCE_DISK" 2> /dev/null | tr '\0' x)" ] || return 1
+        [ -z "$(timeout -k 5 20 head -c 1 "$SOURCE_DISK" 2> /dev/null | tr '\0\n' x)" ] || return 1
         sleep 1
     done
 }
@@ -458,7 +494,8 @@ umount_below() {
 detach_disk() {
     local name
     layer_down || return 1
-    name=$(cat "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/dm/name" 2> /dev/null) || return 0
-    try 30 dmsetup remove --retry "$name" || return 1
+    name=$(mapping_name) || return 0
+    # it may wait for udev in vain when it is done
+    try 30 dmsetup remove --retry "$name" || ! dmsetup info "$name" > /dev/null 2>&1 || return 1
     rm -f "$RUN/layer-kept"
 }
