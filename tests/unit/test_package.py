@@ -62,6 +62,11 @@ def test_its_version_is_the_formulas(package) -> None:
     assert version == str(formula["version"])
 
 
+def test_it_brings_what_the_image_is_built_with(package) -> None:
+    needed = {line.split()[0] for line in run("rpm", "-qpR", package).splitlines()}
+    assert {"squashfs-tools", "qubes-mgmt-salt", "qubes-mgmt-salt-dom0"} <= needed
+
+
 @pytest.mark.parametrize(
     "applied",
     [
