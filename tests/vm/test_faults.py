@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vm import build
 from vm.claims import assert_persistent, settled, status
+from vm.disk import PASSPHRASE
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
@@ -99,26 +100,43 @@ open("/proc/sysrq-trigger", "w").write("b")
 SLOW = 'SUBSYSTEM=="block", KERNEL=="vd*|dm-*|zram*", PROGRAM="/usr/bin/sleep 2"\n'
 
 
-def test_what_does_no_harm_ends_in_a_ram_session(machine: MachineMaker) -> None:
-    """A dirty journal on an unclean thin pool, a wrong passphrase before the right one, slow udev
-    and a clock in 1970: if any of them did harm, there would be no session from RAM."""
-    dom0 = machine(build.base(), clock="1970-01-02")
+OTHER_NAME = "luks-66666666-2222-4333-8444-555555555555"
+ENCRYPT = f"cryptsetup luksFormat -q --type luks2 --uuid {OTHER_NAME[5:]}"
+
+
+def test_what_does_no_harm_ends_in_a_ram_session(machine: MachineMaker, tmp_path: Path) -> None:
+    """A dirty journal on an unclean thin pool, a wrong passphrase before the right one, one more
+    for another disk, slow udev and a clock in 1970: if any of them did harm, there would be no
+    session from RAM."""
+    second = tmp_path / "second.raw"
+    with second.open("wb") as stream:
+        stream.truncate(32 << 20)
+    dom0 = machine(build.base(), clock="1970-01-02", payload=second, payload_writable=True)
     dom0.start_direct("ramboot=off", initrd=build.initramfs())
     dom0.unlock()
     dom0.shell()
     dom0.succeed(f"cat >/run/unclean.py <<'END'\n{UNCLEAN}END")
+    dom0.succeed(f"printf other | {ENCRYPT} --pbkdf-force-iterations 1000 --pbkdf pbkdf2 /dev/vdb")
     dom0.succeed("echo from the journal >/root/note && sync")
     dom0.console.enter("python3 /run/unclean.py")
     dom0.wait_for("unclean")
     dom0.switches_off(300)
 
     dom0.start_direct(
-        "ramboot=zram ramboot.disk=detached",
+        f"ramboot.disk=detached rd.luks.uuid={OTHER_NAME}",
         initrd=build.initramfs(),
-        files={"etc/udev/rules.d/00-slow.rules": SLOW},
+        files={"etc/udev/rules.d/00-slow.rules": SLOW} | build.asking_for("zram"),
     )
-    dom0.unlock("not the passphrase")
-    dom0.unlock()
+    passphrases = {LUKS_NAME: ["not the passphrase", PASSPHRASE], OTHER_NAME: ["other"]}
+    for _ in range(3):
+        asked = dom0.wait_for(
+            r"(?i)\n[^\n]*passphrase[^\n]*(luks-[0-9a-f-]{36})[^\n]*:", 600, regex=True
+        )
+        dom0.answer(passphrases[asked[1]].pop(0))
+    # it would take the keys of another question, or they of it
+    assert "Boot to RAM?" not in dom0.console.transcript.text()
+    dom0.at_prompt()
+    dom0.answer("y")
     dom0.shell()
     told = status(dom0)
     assert (told["session"], told["backend"], told["reason"]) == ("ram", "zram", None)
