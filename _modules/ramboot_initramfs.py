@@ -239,7 +239,8 @@ def undo_plan() -> dict[str, dict[str, str]]:
     Returns {image: {"kernel", "action": "restore" (the original's bytes) | "delete" (there was no
     image before) | "rebuild" (made or replaced since, with our module in it) | "leave" (somebody
     replaced it, without our module; or it can't be read) | "forget" (its kernel is gone),
-    "reason": sentence}}. Images that were never ours are not listed.
+    "reason": sentence, one that names the image if it is left}}. Images that were never ours are
+    not listed.
 
     CLI Example:
 
@@ -309,6 +310,7 @@ def asked_for() -> list[str]:
 
 def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
     """What undo does with an image that is not the one we built."""
+    left = __salt__["ramboot_record.outcome"](image)["comment"]
     # without lsinitrd there is no dracut, so nothing that could have put our module in
     if not os.path.isfile(image) or not __salt__["cmd.has_exec"]("lsinitrd"):
         stamp = None
@@ -316,12 +318,12 @@ def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
         try:
             stamp = _stamp(image)
         except CommandExecutionError as error:
-            return ("leave", str(error))
+            return ("leave", f"{error}; {left}")
     if stamp is not None:
         return ("rebuild", "it holds the ramboot module but is not the image that ramboot built")
     if verdict == "not-recorded":
         return None
-    return ("leave", "it was replaced after ramboot built it and has no ramboot module")
+    return ("leave", left)
 
 
 # Actions
@@ -415,7 +417,8 @@ def undo() -> dict[str, dict[str, str]]:
 def _undo_one(image: str, step: dict[str, str]) -> None:
     if step["action"] == "rebuild":
         _build(step["kernel"], image, None)
-    if step["action"] in ("restore", "delete"):
+    # one that is left: its original moves to where the reason says
+    if step["action"] in ("restore", "delete", "leave"):
         __salt__["ramboot_record.restore"](image)
     else:
         __salt__["ramboot_record.forget"](image)
@@ -587,8 +590,7 @@ def _build(kernel: str, image: str, wanted: dict[str, str] | None) -> None:
         faults = _faults(look_inside(new, kernel), old, wanted)
         if faults:
             raise CommandExecutionError(f"the new image is not good: {'; '.join(faults)}")
-        had_module = old is not None and MODULE in old["modules"]
-        _replace(new, image, record=wanted is not None, had_module=had_module)
+        _replace(new, image, old, record=wanted is not None)
     except (CommandExecutionError, OSError) as error:
         raise CommandExecutionError(f"kernel {kernel}: {error}; {image} is as it was") from error
     finally:
@@ -650,19 +652,21 @@ def _offered_modules() -> set[str]:
     return {name.lstrip("0123456789") for name in os.listdir(modules)}
 
 
-def _replace(new: str, image: str, *, record: bool, had_module: bool) -> None:
-    """Record, replace, seal. had_module: the image that goes holds our module."""
-    recorded = record and _record(new, image, had_module)
+def _replace(new: str, image: str, old: dict[str, Any] | None, *, record: bool) -> None:
+    """Record, replace, seal. old: what is in the image that goes; None: none that can be read."""
+    recorded = record and _record(new, image, old)
     __salt__["ramboot_record.settle"](new, image, mode="0600")
     if recorded:
         __salt__["ramboot_record.seal"](image)
 
 
-def _record(new: str, image: str, had_module: bool) -> bool:
+def _record(new: str, image: str, old: dict[str, Any] | None) -> bool:
     """Keep the image's original and note what comes; False: there is none to go back to."""
-    if __salt__["ramboot_record.verdict"](image) in ("changed-by-user", "missing"):
-        # somebody replaced the image since: what we kept is no longer what to go back to
+    if old is not None and __salt__["ramboot_record.verdict"](image) == "changed-by-user":
+        # somebody replaced the image since: what we kept is no longer what to go back to, but for
+        # a damaged or deleted one
         __salt__["ramboot_record.forget"](image)
+    had_module = old is not None and MODULE in old["modules"]
     if had_module and __salt__["ramboot_record.verdict"](image) == "not-recorded":
         # kernel-install built it, our module included: undo rebuilds it without
         return False

@@ -201,11 +201,7 @@ def initramfs_restored(name: str) -> dict[str, Any]:
             for image, step in plan.items()
             if step["action"] in says
         }
-        left = "".join(
-            f"; {image} is left: {step['reason']}"
-            for image, step in plan.items()
-            if step["action"] == "leave"
-        )
+        left = "".join(f"; {step['reason']}" for step in plan.values() if step["action"] == "leave")
         listed = ", ".join(changes)
         if __opts__["test"]:
             ret["changes"] = changes

@@ -582,13 +582,56 @@ def test_an_image_replaced_without_our_module_stays(machine, initramfs):
     content["etc/new-firmware"] = ["0644", "x"]
     machine.put("6.12.0", content)
     machine.no_module()
-    assert initramfs.undo()[str(machine.image("6.12.0"))] == {
-        "kernel": "6.12.0",
-        "action": "leave",
-        "reason": "it was replaced after ramboot built it and has no ramboot module",
-    }
+    image = str(machine.image("6.12.0"))
+    wanted = machine.world.salt["ramboot_record.outcome"](image)["comment"]
+    assert initramfs.undo()[image] == {"kernel": "6.12.0", "action": "leave", "reason": wanted}
     assert machine.inside("6.12.0") == content
     assert machine.world.salt["ramboot_record.entries"]() == {}
+
+
+def damaged(image):
+    image.write_bytes(image.read_bytes()[:-9])
+
+
+def deleted(image):
+    image.unlink()
+
+
+@pytest.mark.parametrize("spoil", [damaged, deleted])
+def test_an_image_that_is_damaged_or_deleted_is_left_and_its_original_kept(
+    machine, initramfs, spoil
+):
+    image = machine.image("6.12.0")
+    before = image.read_bytes()
+    applied(machine, initramfs)
+    spoil(image)
+    found = image.read_bytes() if image.exists() else None
+    machine.no_module()
+    step = initramfs.undo()[str(image)]
+    assert step["action"] == "leave"
+    told, _, kept = step["reason"].rpartition("; its original is kept as ")
+    assert Path(kept).read_bytes() == before
+    assert told.endswith(
+        f"{image} was {'changed' if found else 'deleted'} after ramboot wrote it and is left as it"
+        " is"
+    )
+    assert (image.read_bytes() if image.exists() else None) == found
+    assert machine.world.salt["ramboot_record.entries"]() == {}
+
+
+@pytest.mark.parametrize("spoil", [damaged, deleted])
+def test_an_image_that_is_damaged_or_deleted_is_no_original_of_a_later_apply(
+    machine, initramfs, spoil
+):
+    image = machine.image("6.12.0")
+    before = image.read_bytes()
+    applied(machine, initramfs)
+    spoil(image)
+    initramfs.rebuild()
+    assert initramfs.states()["6.12.0"]["state"] == "current"
+    machine.no_module()
+    assert initramfs.undo()[str(image)]["action"] == "restore"
+    assert image.read_bytes() == before
 
 
 def test_an_image_of_a_kernel_installed_later_is_rebuilt_without(machine, initramfs):
@@ -675,7 +718,8 @@ def test_an_image_that_cannot_be_read_is_left_and_named(machine, initramfs):
         image: {
             "kernel": "6.12.0",
             "action": "leave",
-            "reason": f"{image} can't be read: exit status 1: cpio: premature end of archive",
+            "reason": f"{image} can't be read: exit status 1: cpio: premature end of archive;"
+            f" {image} is not recorded as ours and is left as it is",
         }
     }
     assert machine.image("6.12.0").read_text() == "not cpio"
