@@ -58,6 +58,7 @@ def installed(
     ret = _ret(name)
     try:
         wanted = _content(source, template, context)
+        sha256 = hashlib.sha256(wanted.encode()).hexdigest()
         current = _current(name)
         changes = _changes(current, wanted, mode, user, group)
         verdict = __salt__["ramboot_record.verdict"](name)
@@ -65,13 +66,13 @@ def installed(
         if not changes:
             # an earlier run may have been cut off between its write and its seal
             if verdict == "ours" and not __opts__["test"]:
-                __salt__["ramboot_record.seal"](name)
+                _seal(name, sha256)
             return _done(ret, f"{name} is as it should be")
         ret["changes"] = changes
         if __opts__["test"]:
             return _would(ret, f"{name} would be written{note}")
         __salt__["ramboot_record.keep"](name)
-        __salt__["ramboot_record.intend"](name, hashlib.sha256(wanted.encode()).hexdigest())
+        __salt__["ramboot_record.intend"](name, sha256)
         # backup "none": dom0's minion has backup_mode minion, and the record holds the original
         written = __states__["file.managed"](
             name=name,
@@ -329,6 +330,13 @@ def _changes(
         if current[key] != value:
             changes[key] = value
     return changes
+
+
+def _seal(path: str, sha256: str) -> None:
+    """Seal what is there already, also where a write of something else was begun and cut off."""
+    if __salt__["ramboot_record.entries"]()[path]["intended"] not in (None, sha256):
+        __salt__["ramboot_record.intend"](path, sha256)
+    __salt__["ramboot_record.seal"](path)
 
 
 def _pending() -> list[str]:

@@ -179,6 +179,20 @@ def test_a_write_that_was_cut_off_before_its_seal_is_sealed(world, states, test_
     assert entry["sealed"] == (None if test_mode else sha("ours\n"))
 
 
+def test_a_write_that_was_cut_off_and_is_no_longer_wanted_is_forgotten(
+    world, states, test_mode, real
+):
+    path = world.root / "usr/bin/ramboot"
+    with real:
+        install(states, path)
+    world.salt["ramboot_record.intend"](str(path), sha("another\n"))
+    ret = install(states, path)
+    assert (ret["result"], ret["changes"]) == (True, {})
+    entry = world.salt["ramboot_record.entries"]()[str(path)]
+    assert entry["sealed"] == sha("ours\n")
+    assert entry["intended"] == (sha("another\n") if test_mode else None)
+
+
 def test_a_template_is_rendered_and_ends_with_a_line_end(world, states, test_mode):
     path = world.root / "etc/ramboot/ramboot.conf"
     ret = install(states, path, "salt://template", template="jinja", context={"mode": "ask"})
