@@ -108,7 +108,7 @@ def initramfs() -> dict[str, dict[str, Any]]:
     Returns {kernel: {"image": path, "module": bool, "state": "current" | "stale" | "ignored",
     "reason": sentence or None}}. `ignored` are rescue images, which stay as they are.
 
-    Raises CommandExecutionError when lsinitrd can't be run.
+    Raises CommandExecutionError when lsinitrd can't be run or /boot has no kernel.
 
     CLI Example:
 

@@ -119,7 +119,7 @@ def states() -> dict[str, dict[str, Any]]:
     "current" | "stale" | "ignored", "reason": sentence or None}}. Rescue images are `ignored`:
     they stay as the distribution made them. One `lsinitrd -f` per image.
 
-    Raises CommandExecutionError when lsinitrd can't be run at all.
+    Raises CommandExecutionError when lsinitrd can't be run at all or /boot has no kernel.
 
     CLI Example:
 
@@ -127,6 +127,7 @@ def states() -> dict[str, dict[str, Any]]:
 
         salt-call --local ramboot_initramfs.states
     """
+    _check_boot()
     wanted, lacking = _wanted()
     found = {}
     for kernel in _kernels():
@@ -136,6 +137,22 @@ def states() -> dict[str, dict[str, Any]]:
         reason = "a rescue image, left as the distribution made it"
         found[kernel] = {"image": image, "module": False, "state": "ignored", "reason": reason}
     return found
+
+
+def boot_fault() -> str | None:
+    """
+    Why nothing can be said of the images in /boot, as when it is not mounted; None when it can.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.boot_fault
+    """
+    paths = _paths()
+    if _kernels() or not (_recorded() or glob.glob(f"{glob.escape(paths['kernels'])}/*/")):
+        return None
+    return f"{paths['boot']} has no kernel of those in {paths['kernels']}: is it mounted?"
 
 
 def verify() -> dict[str, Any]:
@@ -242,27 +259,30 @@ def undo_plan() -> dict[str, dict[str, str]]:
     "reason": sentence, one that names the image if it is left}}. Images that were never ours are
     not listed.
 
+    Raises CommandExecutionError when /boot has no kernel though there are modules or images.
+
     CLI Example:
 
     .. code-block:: bash
 
         salt-call --local ramboot_initramfs.undo_plan
     """
-    recorded = [path for path in __salt__["ramboot_record.entries"]() if _is_image(path)]
+    _check_boot()
+    recorded = _recorded()
     images = {_image(kernel): kernel for kernel in _kernels()}
     plan = {}
     action: tuple[str, str] | None
     for image in sorted({*recorded, *images}):
         kernel = images.get(image) or str(_kernel_of(image))
         verdict = __salt__["ramboot_record.verdict"](image)
-        if image not in images:
-            action = ("forget", "its kernel is no longer installed")
-        elif verdict == "ours":
+        if verdict == "ours":
             original = __salt__["ramboot_record.entries"]()[image]["original"]
             if original is None:
                 action = ("delete", "ramboot built it and there was none before")
             else:
                 action = ("restore", "ramboot built it")
+        elif _is_gone(kernel):
+            action = ("forget", "its kernel is no longer installed")
         else:
             action = _undo_foreign(image, verdict)
         if action is not None:
@@ -451,6 +471,21 @@ def _kernels() -> list[str]:
         ),
         key=lambda name: [int(part) if part.isdigit() else -1 for part in re.split(r"(\d+)", name)],
     )
+
+
+def _is_gone(kernel: str) -> bool:
+    # what /boot has of it may be gone by mistake; its modules go with its package
+    return not os.path.isdir(os.path.join(_paths()["kernels"], kernel))
+
+
+def _check_boot() -> None:
+    fault = boot_fault()
+    if fault:
+        raise CommandExecutionError(fault)
+
+
+def _recorded() -> list[str]:
+    return [path for path in __salt__["ramboot_record.entries"]() if _is_image(path)]
 
 
 def _image(kernel: str) -> str:
@@ -703,9 +738,8 @@ def _remove_leftovers() -> None:
 
 def _forget_gone_kernels() -> None:
     """Drop the originals of images that went with their kernel."""
-    images = {_image(kernel) for kernel in _kernels()}
-    for path in __salt__["ramboot_record.entries"]():
-        if _is_image(path) and path not in images and not os.path.lexists(path):
+    for path in _recorded():
+        if _is_gone(str(_kernel_of(path))) and not os.path.lexists(path):
             __salt__["ramboot_record.forget"](path)
 
 

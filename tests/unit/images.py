@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -92,6 +93,20 @@ class Machine:
             if path.is_file():
                 path.unlink()
         (self.world.root / CONF).unlink(missing_ok=True)
+
+    def remove_kernel(self, kernel):
+        """As its package does."""
+        self.image(kernel).unlink()
+        (self.world.root / f"boot/vmlinuz-{kernel}").unlink()
+        shutil.rmtree(self.world.root / f"usr/lib/modules/{kernel}")
+
+    def unmount_boot(self):
+        (self.world.root / "boot").rename(self.world.root / "its-boot")
+        (self.world.root / "boot").mkdir()
+
+    def mount_boot(self):
+        (self.world.root / "boot").rmdir()
+        (self.world.root / "its-boot").rename(self.world.root / "boot")
 
     def built(self, kernel):
         """The image that dracut makes from what is on disk now."""

@@ -492,10 +492,36 @@ def test_a_manifest_that_is_not_one_is_refused(machine, initramfs):
 def test_originals_go_with_their_kernel(machine, initramfs):
     machine.module()
     initramfs.rebuild()
+    machine.remove_kernel("6.1.0")
+    initramfs.rebuild(force=True)
+    assert list(machine.world.salt["ramboot_record.entries"]()) == [str(machine.image("6.12.0"))]
+
+
+def test_originals_of_a_kernel_whose_modules_are_there_stay(machine, initramfs):
+    machine.module()
+    initramfs.rebuild()
     machine.image("6.1.0").unlink()
     (machine.world.root / "boot/vmlinuz-6.1.0").unlink()
     initramfs.rebuild(force=True)
-    assert list(machine.world.salt["ramboot_record.entries"]()) == [str(machine.image("6.12.0"))]
+    assert len(machine.world.salt["ramboot_record.entries"]()) == 2
+
+
+@pytest.mark.parametrize("name", ["states", "rebuild", "undo_plan", "undo"])
+def test_a_boot_that_is_not_mounted_is_told_and_costs_no_original(machine, initramfs, name):
+    before = machine.image("6.12.0").read_bytes()
+    machine.module()
+    initramfs.rebuild()
+    machine.unmount_boot()
+    with pytest.raises(CommandExecutionError) as failure:
+        getattr(initramfs, name)()
+    root = machine.world.root
+    assert str(failure.value) == (
+        f"{root}/boot has no kernel of those in {root}/usr/lib/modules: is it mounted?"
+    )
+    machine.mount_boot()
+    machine.no_module()
+    initramfs.undo()
+    assert machine.image("6.12.0").read_bytes() == before
 
 
 # undo
@@ -688,8 +714,7 @@ def test_where_there_was_no_image_there_is_none_again(machine, initramfs):
 
 def test_the_image_of_a_removed_kernel_does_not_come_back(machine, initramfs):
     applied(machine, initramfs)
-    machine.image("6.1.0").unlink()
-    (machine.world.root / "boot/vmlinuz-6.1.0").unlink()
+    machine.remove_kernel("6.1.0")
     machine.no_module()
     assert initramfs.undo()[str(machine.image("6.1.0"))] == {
         "kernel": "6.1.0",
@@ -698,6 +723,17 @@ def test_the_image_of_a_removed_kernel_does_not_come_back(machine, initramfs):
     }
     assert not machine.image("6.1.0").exists()
     assert machine.world.salt["ramboot_record.entries"]() == {}
+
+
+def test_an_image_that_its_kernel_left_behind_gets_its_original_bytes_back(machine, initramfs):
+    before = machine.image("6.1.0").read_bytes()
+    applied(machine, initramfs)
+    content = machine.image("6.1.0").read_bytes()
+    machine.remove_kernel("6.1.0")
+    machine.image("6.1.0").write_bytes(content)
+    machine.no_module()
+    initramfs.undo()
+    assert machine.image("6.1.0").read_bytes() == before
 
 
 def test_a_machine_that_never_had_us_is_not_touched(machine, initramfs):

@@ -435,6 +435,16 @@ def test_a_failed_build_fails_and_shows_what_was_rebuilt(world, states, machine,
     }
 
 
+@pytest.mark.usefixtures("test_mode")
+@pytest.mark.parametrize("name", ["initramfs_current", "initramfs_restored"])
+def test_a_boot_that_is_not_mounted_fails(states, machine, name):
+    machine.module()
+    machine.unmount_boot()
+    ret = getattr(states, name)("images")
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert ret["comment"].endswith(": is it mounted?")
+
+
 def test_a_rebuild_that_changes_nothing_is_a_failure(world, states, machine):
     machine.module()
     world.salt["ramboot.rebuild"] = dict
