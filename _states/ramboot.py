@@ -340,13 +340,21 @@ def _seal(path: str, sha256: str) -> None:
 
 
 def _pending() -> list[str]:
-    """Files that states of this run, in test mode, said they would change."""
+    """Files in images whose content states of this run, in test mode, said they would change."""
     paths = []
     for tag, result in globals().get("__running__", {}).items():
         state, _, rest = tag.partition("_|-")
-        if state == "ramboot" and rest.endswith("_|-installed") and result.get("changes"):
+        if state == "ramboot" and rest.endswith("_|-installed") and "diff" in result["changes"]:
             paths.append(result["name"])
-    return paths
+    return list(filter(_is_stamped, paths))
+
+
+def _is_stamped(path: str) -> bool:
+    """Whether the stamp of an image has the file's hash."""
+    paths = __salt__["ramboot_config.paths"]()
+    if path == paths["dracut_manifest"]:
+        return False
+    return path == paths["boot_conf"] or path.startswith(f"{paths['dracut_module']}/")
 
 
 def _undone() -> set[str]:

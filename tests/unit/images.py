@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import create_autospec
 
 FILES = {
-    "module-setup.sh": ("0755", "-", "setup\n"),
+    "module-setup.sh": ("0755", "/usr/lib/ramboot/module-setup.sh", "setup\n"),
     "ramboot-lib.sh": ("0644", "/usr/lib/ramboot/ramboot-lib.sh", "lib\n"),
     "ramboot-initramfs.sh": ("0755", "/usr/bin/ramboot-initramfs", "run\n"),
     "hooks/pre-mount.sh": ("0755", "/usr/lib/ramboot/hooks/pre-mount.sh", "hook\n"),

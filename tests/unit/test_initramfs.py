@@ -87,6 +87,10 @@ def test_an_image_built_from_what_is_on_disk_is_current(machine, initramfs):
             "usr/lib/ramboot/ramboot-lib.sh differs from the one on disk",
         ),
         (
+            lambda m: m.module(**{"module-setup.sh": "new\n"}),
+            "usr/lib/ramboot/module-setup.sh differs from the one on disk",
+        ),
+        (
             lambda m: (m.world.root / CONF).unlink(),
             "{root}/etc/ramboot/ramboot.conf is missing on disk",
         ),
@@ -101,7 +105,7 @@ def test_an_image_built_from_what_is_on_disk_is_current(machine, initramfs):
         ),
         (lambda m: m.image("6.12.0").unlink(), "there is no image"),
     ],
-    ids=["conf", "file", "no conf", "no module", "unreadable", "no image"],
+    ids=["conf", "file", "setup", "no conf", "no module", "unreadable", "no image"],
 )
 def test_stale_says_why(machine, initramfs, change, reason):
     machine.module()
@@ -880,6 +884,7 @@ def test_verify_of_a_sound_installation_has_no_faults(world, machine, initramfs)
     assert set(inside) == {
         LIB,
         "usr/bin/ramboot-initramfs",
+        "usr/lib/ramboot/module-setup.sh",
         "usr/lib/ramboot/hooks/pre-mount.sh",
         CONF,
     }

@@ -17,6 +17,7 @@ from salt.exceptions import CommandExecutionError
 sys.path.insert(0, str(Path(__file__).parent))
 from images import Machine, answer, sha  # noqa: E402
 
+MODULE = "/usr/lib/dracut/modules.d/50ramboot"
 ME = pwd.getpwuid(os.geteuid()).pw_name
 MY_GROUP = grp.getgrgid(os.getegid()).gr_name
 
@@ -454,16 +455,15 @@ def test_a_rebuild_that_changes_nothing_is_a_failure(world, states, machine):
     assert ret["comment"] == f"rebuilt without an error and still stale: {images}"
 
 
-def test_files_that_this_run_would_write_make_images_stale(world, states, machine, test_mode, real):
+@pytest.mark.parametrize("file", ["/etc/ramboot/ramboot.conf", f"{MODULE}/hooks/cleanup.sh"])
+def test_files_that_this_run_would_write_make_images_stale(
+    world, states, machine, test_mode, real, file
+):
     machine.module()
     with real:
         states.initramfs_current("images")
-    path = f"{world.root}/etc/ramboot/ramboot.conf"
-    states.__running__ = {
-        "ramboot_|-conf_|-x_|-installed": {"name": path, "changes": {"diff": "x"}},
-        "ramboot_|-lib_|-y_|-installed": {"name": "/y", "changes": {}},
-        "file_|-z_|-z_|-managed": {"name": "/z", "changes": {"diff": "x"}},
-    }
+    path = f"{world.root}{file}"
+    states.__running__ = {"ramboot_|-x_|-x_|-installed": {"name": path, "changes": {"diff": "x"}}}
     ret = states.initramfs_current("images")
     if not test_mode:
         # the files are what they are by now
@@ -474,6 +474,27 @@ def test_files_that_this_run_would_write_make_images_stale(world, states, machin
         str(machine.image(kernel)): {"old": f"stale: {path} would be changed", "new": "current"}
         for kernel in machine.kernels
     }
+
+
+@pytest.mark.usefixtures("test_mode")
+@pytest.mark.parametrize(
+    ("tag", "file", "change"),
+    [
+        ("ramboot_|-x_|-x_|-installed", f"{MODULE}/ramboot-lib.sh", {"mode": "0644"}),
+        ("ramboot_|-x_|-x_|-installed", f"{MODULE}/ramboot-lib.sh", {}),
+        ("ramboot_|-x_|-x_|-installed", f"{MODULE}/manifest", {"diff": "x"}),
+        ("ramboot_|-x_|-x_|-installed", "/usr/bin/ramboot", {"diff": "x"}),
+        ("file_|-x_|-x_|-managed", "/etc/ramboot/ramboot.conf", {"diff": "x"}),
+    ],
+)
+def test_what_is_in_no_image_makes_none_stale(
+    world, states, machine, test_mode, real, tag, file, change
+):
+    machine.module()
+    with real:
+        states.initramfs_current("images")
+    states.__running__ = {tag: {"name": f"{world.root}{file}", "changes": change}}
+    assert states.initramfs_current("images")["changes"] == {}
 
 
 # initramfs_restored

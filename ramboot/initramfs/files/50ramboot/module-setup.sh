@@ -38,6 +38,8 @@ install() {
         inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"
     done
     inst_simple "$moddir/ramboot-initramfs.sh" /usr/bin/ramboot-initramfs
+    # for its hash: an image that an earlier one made is stale
+    inst_simple "$moddir/module-setup.sh" /usr/lib/ramboot/module-setup.sh
     inst_rules "$moddir/63-ramboot.rules"
     [[ -f $dracutsysrootdir/etc/ramboot/ramboot.conf ]] \
         && inst_simple /etc/ramboot/ramboot.conf
