@@ -218,7 +218,7 @@ def intend(path: str, sha256: str) -> None:
 
 def seal(path: str) -> str:
     """
-    Note the hash of what we have just written to `path`.
+    Note the hash of what we have just written to `path`, once it is on the disk.
 
     Returns the SHA-256. Raises CommandExecutionError when `path` was not kept first, is not
     there, or does not hold what was intended.
@@ -239,6 +239,9 @@ def seal(path: str) -> str:
             f"{path} holds SHA-256 {now['sha256']}; {entry['intended']} was to be written"
         )
     if (entry["sealed"], entry["intended"]) != (now["sha256"], None):
+        # file.managed leaves that to the kernel
+        _sync(path)
+        _sync(os.path.dirname(path))
         entry["sealed"], entry["intended"] = now["sha256"], None
         write(_file(), record)
     return now["sha256"]
@@ -269,7 +272,7 @@ def restore(path: str) -> dict[str, str]:
         _put_back(path, original)
     elif done["action"] == "deleted":
         os.unlink(path)
-        _sync_directory(os.path.dirname(path))
+        _sync(os.path.dirname(path))
     elif done["action"] == "left" and original is not None:
         _make_directory(os.path.dirname(_left(original)))
         # absent when an earlier run was interrupted right after the move
@@ -406,7 +409,7 @@ def remove(path: str) -> None:
     directory = os.path.dirname(path)
     if os.path.isdir(directory):
         # other parts may keep theirs here
-        _sync_directory(os.path.dirname(directory) if _remove_if_empty(directory) else directory)
+        _sync(os.path.dirname(directory) if _remove_if_empty(directory) else directory)
 
 
 def replace(
@@ -622,7 +625,7 @@ def _settle(temporary: str, path: str, mode: int, owner: tuple[int, int] | None)
     finally:
         os.close(handle)
     os.rename(temporary, path)
-    _sync_directory(os.path.dirname(path))
+    _sync(os.path.dirname(path))
 
 
 def _mode_and_owner(path: str) -> tuple[int, tuple[int, int] | None]:
@@ -634,8 +637,9 @@ def _mode_and_owner(path: str) -> tuple[int, tuple[int, int] | None]:
     return stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid)
 
 
-def _sync_directory(directory: str) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: str) -> None:
+    """A file, or a directory's names."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -645,7 +649,7 @@ def _sync_directory(directory: str) -> None:
 def _make_directory(directory: str) -> None:
     if not os.path.isdir(directory):
         os.makedirs(directory, mode=0o700)
-        _sync_directory(os.path.dirname(directory))
+        _sync(os.path.dirname(directory))
 
 
 def _remove_if_empty(directory: str) -> bool:

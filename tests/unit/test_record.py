@@ -275,6 +275,26 @@ def test_a_seal_that_does_not_hold_what_was_intended_is_refused(world, record):
     )
 
 
+def test_a_file_is_on_the_disk_before_its_seal_is(world, record, monkeypatch):
+    path = world.write("/etc/default/grub", "old")
+    record.keep(str(path))
+    record.intend(str(path), sha("ours"))
+    path.write_text("ours")
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    record.seal(str(path))
+    assert synced[:2] == [str(path), str(path.parent)]
+    assert synced[2].startswith(f"{world.paths['record']}/.ramboot-record.json.")
+    synced.clear()
+    record.seal(str(path))
+    assert synced == [], "nothing is new"
+
+
 def test_nothing_is_intended_or_sealed_before_it_was_kept(world, record):
     path = world.write("/etc/default/grub", "old")
     wanted = f"{path} must be kept in the record before it is changed"
