@@ -3,6 +3,8 @@
 #   qubesctl state.apply ramboot
 
 {%- from "ramboot/map.jinja" import settings with context %}
+{#- takes minutes, and is of use to this backend alone #}
+{%- set image = 'image' in [settings.boot.mode, settings.boot.backend] + settings.grub.entries | list %}
 
 include:
   - ramboot.preflight
@@ -11,7 +13,19 @@ include:
   - ramboot.swap
   - ramboot.qubes
   - ramboot.session
-{#- takes minutes, and is of use to this backend alone #}
-{%- if 'image' in [settings.boot.mode, settings.boot.backend] + settings.grub.entries | list %}
+{%- if image %}
   - ramboot.image
+{%- endif %}
+
+# The faults of qubes, too, before the first change.
+extend:
+  ramboot-qubes-checked:
+    ramboot_qubes:
+      - require_in:
+        - sls: ramboot.initramfs
+        - sls: ramboot.grub
+        - sls: ramboot.swap
+        - sls: ramboot.session
+{%- if image %}
+        - sls: ramboot.image
 {%- endif %}

@@ -51,4 +51,4 @@ ramboot-qubes-aliases:
         status: {{ paths.status | json }}
 {%- endif %}
     - require:
-      - sls: ramboot.preflight
+      - ramboot_qubes: ramboot-qubes-checked

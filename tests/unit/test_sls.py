@@ -201,6 +201,23 @@ def test_a_good_pillar_passes_preflight_and_reaches_every_component(minion):
     assert states["ramboot-initramfs-boot-conf"]["result"] is None
 
 
+@pytest.mark.parametrize("pillar", [{}, {"boot": {"mode": "image"}}])
+def test_a_fault_of_a_qube_stops_everything_and_one_component_only_if_it_is_that(minion, pillar):
+    pillar = {**pillar, "qubes": {"save": {"vault-2": {"template": "none"}}}}
+    minion.write("usr/bin/mksquashfs", "", 0o755)
+    before = minion.tree()
+    try:
+        states = minion.apply("ramboot", pillar=pillar)
+        assert minion.tree() == before
+        swap = minion.apply("ramboot.swap", "test=True", pillar=pillar)
+    finally:
+        (minion.root / "usr/bin/mksquashfs").unlink()
+    told = states.pop("ramboot-qubes-checked")
+    assert told["comment"].startswith("nothing was changed:\nramboot:qubes is set, and ")
+    assert unmet(states) == []
+    assert all(value["result"] is not False for value in swap.values()), swap
+
+
 def test_a_pillar_that_names_the_backend_image_builds_one_when_it_can(minion):
     pillar = {"boot": {"backend": "image"}, "image": {"rebuild": "background"}}
     states = minion.apply("ramboot", "test=True", pillar=pillar)
