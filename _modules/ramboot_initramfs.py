@@ -155,6 +155,25 @@ def boot_fault() -> str | None:
     return f"{paths['boot']} has no kernel of those in {paths['kernels']}: is it mounted?"
 
 
+def room_faults() -> list[str]:
+    """
+    Stale images for whose rebuild /boot has no room, a sentence each. Changes nothing.
+
+    Raises CommandExecutionError when /boot has no kernel though there are modules or images.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.room_faults
+    """
+    _check_boot()
+    short = {kernel: _room_fault(kernel, _image(kernel)) for kernel in _kernels()}
+    # reading images takes seconds
+    found = states() if any(short.values()) else {}
+    return [fault for kernel, fault in short.items() if fault and found[kernel]["state"] == "stale"]
+
+
 def verify() -> dict[str, Any]:
     """
     Each file of ours on disk and inside each kernel's image, against what was shipped.
@@ -613,7 +632,9 @@ def _build(kernel: str, image: str, wanted: dict[str, str] | None) -> None:
         # an image that can't be read is no measure for the new one
         with contextlib.suppress(CommandExecutionError):
             old = look_inside(image, kernel)
-    _check_room(kernel, image)
+    fault = _room_fault(kernel, image)
+    if fault:
+        raise CommandExecutionError(f"{fault}; {image} is as it was")
     # a leading dot: no boot loader's generator takes it for an image
     new = os.path.join(os.path.dirname(image), f".ramboot-{kernel}.tmp")
     try:
@@ -710,7 +731,7 @@ def _record(new: str, image: str, old: dict[str, Any] | None) -> bool:
     return True
 
 
-def _check_room(kernel: str, image: str) -> None:
+def _room_fault(kernel: str, image: str) -> str | None:
     boot = os.path.dirname(image)
     sizes = [os.path.getsize(path) for path in map(_image, _kernels()) if os.path.isfile(path)]
     size = (
@@ -718,11 +739,12 @@ def _check_room(kernel: str, image: str) -> None:
     )
     need = int(size * GROWTH) + SPARE_BYTES
     free = _free_bytes(boot)
-    if free < need:
-        raise CommandExecutionError(
-            f"kernel {kernel}: {need >> 20} MiB are needed in {boot} to build beside the old image "
-            f"and {free >> 20} MiB are free; {image} is as it was"
-        )
+    if free >= need:
+        return None
+    return (
+        f"kernel {kernel}: {need >> 20} MiB are needed in {boot} to build beside the old image and"
+        f" {free >> 20} MiB are free"
+    )
 
 
 def _free_bytes(directory: str) -> int:

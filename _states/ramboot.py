@@ -122,6 +122,25 @@ def restored(name: str) -> dict[str, Any]:
     return _done(ret, planned["comment"])
 
 
+def initramfs_room(name: str) -> dict[str, Any]:
+    """
+    Fail where /boot has no room for rebuilding what is stale; never change anything.
+
+    To be required by what makes them stale.
+
+    name
+        any text; shown in the output.
+    """
+    ret = _ret(name)
+    try:
+        faults = __salt__["ramboot_initramfs.room_faults"]()
+    except (CommandExecutionError, OSError) as error:
+        return _failed(ret, error)
+    if not faults:
+        return _done(ret, "there is room")
+    return _failed(ret, "\n".join(["nothing was changed:", *faults]))
+
+
 def initramfs_current(name: str) -> dict[str, Any]:
     """
     Rebuild the initramfs of each installed kernel whose image lacks our module or has an older one.

@@ -11,6 +11,13 @@
 include:
   - ramboot.preflight
 
+# Before the first change.
+ramboot-initramfs-room:
+  ramboot.initramfs_room:
+    - name: room in /boot
+    - require:
+      - sls: ramboot.preflight
+
 {#- lines: SHA256 MODE PATH IMAGE_PATH (packaging/manifest) #}
 {%- for line in manifest.splitlines() if line and not line.startswith('#') %}
 {%- set mode, path = line.split()[1:3] %}
@@ -23,7 +30,7 @@ ramboot-initramfs-module-{{ name | replace('/', '-') }}:
     - source: salt://ramboot/initramfs/files/50ramboot/{{ name }}
     - mode: '{{ mode }}'
     - require:
-      - sls: ramboot.preflight
+      - ramboot: ramboot-initramfs-room
     - require_in:
       - ramboot: ramboot-initramfs-module-manifest
 {%- endif %}
@@ -34,7 +41,7 @@ ramboot-initramfs-module-manifest:
     - name: {{ paths.dracut_manifest }}
     - source: salt://ramboot/initramfs/files/50ramboot/manifest
     - require:
-      - sls: ramboot.preflight
+      - ramboot: ramboot-initramfs-room
 
 {#- files of an earlier version of ours #}
 {%- for path in (salt['ramboot_record.entries']() if 'ramboot_record.entries' in salt else {}) | sort
@@ -43,7 +50,7 @@ ramboot-initramfs-module-outdated-{{ loop.index }}:
   ramboot.restored:
     - name: {{ path }}
     - require:
-      - sls: ramboot.preflight
+      - ramboot: ramboot-initramfs-room
     - require_in:
       - ramboot: ramboot-initramfs-current
 {%- endfor %}
@@ -54,7 +61,7 @@ ramboot-initramfs-boot-conf:
     - source: salt://ramboot/initramfs/files/ramboot.conf.j2
     - template: jinja
     - require:
-      - sls: ramboot.preflight
+      - ramboot: ramboot-initramfs-room
 
 # Last: dracut fails when a module is asked for that is not there.
 ramboot-initramfs-dracut-conf:

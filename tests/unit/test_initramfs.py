@@ -398,6 +398,22 @@ def test_a_full_boot_is_found_before_dracut_runs(machine, initramfs, monkeypatch
     assert image.read_bytes() == before
 
 
+def test_room_is_wanted_for_stale_images_alone_and_costs_no_look_where_there_is_enough(
+    machine, initramfs, monkeypatch
+):
+    machine.module()
+    machine.put("6.1.0", machine.built("6.1.0"))
+    assert initramfs.room_faults() == []
+    assert machine.commands == []
+    monkeypatch.setattr(
+        initramfs.os, "statvfs", lambda _path: SimpleNamespace(f_bavail=15 << 8, f_frsize=4096)
+    )
+    assert initramfs.room_faults() == [
+        f"kernel 6.12.0: 16 MiB are needed in {machine.world.root}/boot to build beside the old"
+        " image and 15 MiB are free"
+    ]
+
+
 def test_a_power_cut_leaves_a_temporary_file_that_the_next_run_removes(machine, initramfs):
     machine.module()
 
@@ -511,7 +527,7 @@ def test_originals_of_a_kernel_whose_modules_are_there_stay(machine, initramfs):
     assert len(machine.world.salt["ramboot_record.entries"]()) == 2
 
 
-@pytest.mark.parametrize("name", ["states", "rebuild", "undo_plan", "undo"])
+@pytest.mark.parametrize("name", ["states", "room_faults", "rebuild", "undo_plan", "undo"])
 def test_a_boot_that_is_not_mounted_is_told_and_costs_no_original(machine, initramfs, name):
     before = machine.image("6.12.0").read_bytes()
     machine.module()

@@ -233,6 +233,15 @@ def test_without_the_module_in_each_initramfs_there_are_no_menu_entries(minion):
     assert not (minion.root / "etc/grub.d/21_ramboot").exists()
 
 
+def test_without_room_in_boot_nothing_is_changed(minion):
+    # a hole, larger than what is free
+    os.truncate(minion.root / "boot/initramfs-6.1.0.img", 1 << 43)
+    done = minion.apply("ramboot.initramfs")
+    assert "\nkernel 6.1.0: " in failed(done)["ramboot-initramfs-room"]
+    assert changed(done) == []
+    assert not (minion.root / "etc/ramboot").exists()
+
+
 @pytest.mark.parametrize("cut", ["files", "one image"])
 def test_absent_after_a_half_done_apply(minion, cut):
     before = tree(minion)

@@ -397,6 +397,19 @@ def test_stale_images_become_current(world, states, machine, test_mode):
         assert len(machine.runs_of("dracut")) == 2
 
 
+@pytest.mark.usefixtures("test_mode")
+@pytest.mark.parametrize("faults", [[], ["kernel 1: no", "kernel 2: no"]])
+def test_room_in_boot_is_there_or_every_lack_is_told(world, states, faults):
+    world.salt["ramboot_initramfs.room_faults"] = lambda: faults
+    told = "\n".join(["nothing was changed:", *faults]) if faults else "there is room"
+    assert states.initramfs_room("room") == {
+        "name": "room",
+        "result": not faults,
+        "changes": {},
+        "comment": told,
+    }
+
+
 def test_current_images_need_no_dracut(world, states, machine, test_mode, real):
     machine.module()
     with real:
@@ -437,7 +450,7 @@ def test_a_failed_build_fails_and_shows_what_was_rebuilt(world, states, machine,
 
 
 @pytest.mark.usefixtures("test_mode")
-@pytest.mark.parametrize("name", ["initramfs_current", "initramfs_restored"])
+@pytest.mark.parametrize("name", ["initramfs_room", "initramfs_current", "initramfs_restored"])
 def test_a_boot_that_is_not_mounted_fails(states, machine, name):
     machine.module()
     machine.unmount_boot()
