@@ -15,19 +15,23 @@ def passed(name: str) -> dict[str, Any]:
     name
         Any text; shown in the output.
     """
-    return _verdict(name, __salt__["ramboot_preflight.faults"](), "nothing stands in the way")
+    return _verdict(name, __salt__["ramboot_preflight.faults"]())
 
 
 def on_disk(name: str) -> dict[str, Any]:
-    """Fail inside a RAM session, where an undo would reach /boot only; never change anything.
+    """Fail inside a RAM session, where an undo would reach /boot only, and without the disk's
+    /boot; never change anything.
 
     name
         Any text; shown in the output.
     """
-    fault = __salt__["ramboot_preflight.session_fault"]()
-    return _verdict(name, [fault] if fault else [], "/ is the disk's root")
+    # a RAM session has no /boot, and need not be told so
+    session = __salt__["ramboot_preflight.session_fault"]()
+    fault = session or __salt__["ramboot_initramfs.boot_fault"]()
+    return _verdict(name, [fault] if fault else [])
 
 
-def _verdict(name: str, faults: list[str], good: str) -> dict[str, Any]:
+def _verdict(name: str, faults: list[str]) -> dict[str, Any]:
+    good = "nothing stands in the way"
     comment = good if not faults else "\n".join(["nothing was changed:", *faults])
     return {"name": name, "result": not faults, "changes": {}, "comment": comment}

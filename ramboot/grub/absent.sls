@@ -5,13 +5,20 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 
+include:
+  - ramboot.persistent
+
 ramboot-grub-dom0-mem-absent:
   ramboot_grub.dom0_mem_restored:
     - name: {{ paths.grub_default }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-grub-wrapper-absent:
   ramboot.restored:
     - name: {{ paths.grub_wrapper }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-grub-conf-absent:
   ramboot.restored:

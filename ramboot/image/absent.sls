@@ -3,10 +3,15 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 
+include:
+  - ramboot.persistent
+
 {%- for unit in ('wanted', 'timer', 'service', 'shutdown-wanted', 'shutdown') %}
 ramboot-image-{{ unit }}-absent:
   ramboot.restored:
     - name: {{ paths.image_units[unit] }}
+    - require:
+      - sls: ramboot.persistent
     - require_in:
       - ramboot_image: ramboot-image-absent
 {%- endfor %}

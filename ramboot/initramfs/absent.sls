@@ -18,10 +18,15 @@
 {%- do files.append(path) %}
 {%- endfor %}
 
+include:
+  - ramboot.persistent
+
 # First: dracut fails when a module is asked for that is not there.
 ramboot-initramfs-dracut-conf-absent:
   ramboot.restored:
     - name: {{ paths.dracut_conf }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-initramfs-module-not-asked-for:
   ramboot.module_not_asked_for:

@@ -5,9 +5,14 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 
+include:
+  - ramboot.persistent
+
 ramboot-qubes-aliases-absent:
   ramboot.restored:
     - name: {{ paths.aliases }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-qubes-absent:
   ramboot_qubes.absent:

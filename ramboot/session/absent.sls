@@ -4,10 +4,15 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 
+include:
+  - ramboot.persistent
+
 # First, so that no boot asks for a unit that is not there.
 ramboot-session-watch-wanted-absent:
   ramboot.restored:
     - name: {{ paths.watch_wanted }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-session-watch-unit-absent:
   ramboot.restored:
@@ -24,6 +29,8 @@ ramboot-session-watch-absent:
 ramboot-session-command-absent:
   ramboot.restored:
     - name: {{ paths.command }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-session-record-closed:
   ramboot.record_closed:

@@ -4,9 +4,14 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 
+include:
+  - ramboot.persistent
+
 ramboot-swap-zram-generator-absent:
   ramboot.restored:
     - name: {{ paths.zram_generator_conf }}
+    - require:
+      - sls: ramboot.persistent
 
 ramboot-swap-absent:
   ramboot_swap.restored:

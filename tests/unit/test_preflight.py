@@ -129,14 +129,18 @@ def test_all_faults_come_in_one_failure_in_both_modes(state, dom0, tools, test_m
     }
 
 
-def test_the_undo_is_refused_in_a_ram_session_only(state, world, test_mode):
+def test_the_undo_is_refused_in_a_ram_session_and_without_boot(state, world, test_mode):
+    boot = None
+    world.salt["ramboot_initramfs.boot_fault"] = lambda: boot
     world.write("/run/ramboot/status.json", '{"session": "persistent"}')
     assert state.on_disk(NAME) == {
         "name": NAME,
         "result": True,
         "changes": {},
-        "comment": "/ is the disk's root",
+        "comment": "nothing stands in the way",
     }
+    boot = "/boot has no kernel"
+    assert state.on_disk(NAME)["comment"] == f"nothing was changed:\n{boot}"
     world.write("/run/ramboot/status.json", '{"session": "ram", "backend": "zram"}')
     assert state.on_disk(NAME) == {
         "name": NAME,

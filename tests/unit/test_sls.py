@@ -140,6 +140,9 @@ def unmet(states):
     ]
 
 
+ABSENT = sorted(f"ramboot.{path.parent.name}.absent" for path in REPO.glob("ramboot/*/absent.sls"))
+
+
 @pytest.mark.parametrize("sls", ["ramboot", "ramboot.absent"])
 @pytest.mark.parametrize("test", ["test=True", "test=False"])
 def test_modules_that_are_not_synced_stop_everything_with_the_remedy(unsynced, sls, test):
@@ -177,8 +180,9 @@ def test_in_a_ram_session_neither_apply_nor_undo_runs(minion):
     before = minion.tree()
     minion.write("run/ramboot/status.json", '{"session": "ram", "backend": "zram"}')
     try:
-        for sls in ("ramboot", "ramboot.absent"):
+        for sls in ("ramboot", "ramboot.absent", *ABSENT):
             states = minion.apply(sls)
+            assert len(states) > 2
             (told,) = (value for key, value in states.items() if "preflight" in key)
             assert told["comment"].splitlines()[1].startswith("this is a RAM session (zram); ")
             assert unmet(states) == []

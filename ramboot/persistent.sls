@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Checks only: synced modules, and that an undo reaches the disk. Every absent requires it.
+#   qubesctl state.apply ramboot.persistent
+
+# In a RAM session only /boot would see the undo, and the rest would be back at the next boot.
+ramboot-absent-preflight:
+{%- if 'ramboot_preflight.session_fault' not in salt %}
+  # the remedy twice: under test=True Salt writes a comment of its own
+  test.fail_without_changes:
+    - name: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`
+    - comment: run `qubesctl saltutil.clear_cache` then `qubesctl saltutil.sync_all`
+{%- else %}
+  ramboot_preflight.on_disk:
+    - name: an undo reaches the disk
+{%- endif %}
