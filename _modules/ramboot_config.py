@@ -406,6 +406,9 @@ def _glob_fault(item: Any, rule: dict[str, Any]) -> str | None:
         return "allowed: a path without empty parts, '.' and '..'"
     if any(part.count("[") != part.count("]") for part in parts):
         return "allowed: a pattern whose brackets are closed"
+    # the boot's shell reads them otherwise than fnmatch
+    if re.search(r"\[[\^:.=]", item):
+        return "allowed: a pattern without [^ [: [. and [="
     if re.search(r"[*?\[]", parts[0]):
         return "allowed: a pattern whose first directory is written out"
     for needed in rule["needed"]:
@@ -415,9 +418,15 @@ def _glob_fault(item: Any, rule: dict[str, Any]) -> str | None:
         whole = partly[1:].split("/")
         if _meets(parts, whole) and len(parts) <= len(whole):
             return f"a session needs part of {partly}: name what is to stay behind"
-        if _meets(parts, whole) and len(parts) == len(whole) + 1 and set(parts[-1]) <= {"*", "?"}:
+        if _meets(parts, whole) and len(parts) == len(whole) + 1 and _is_any(parts[-1]):
             return f"a session needs part of {partly}: name what is to stay behind"
     return None
+
+
+def _is_any(glob: str) -> bool:
+    """Whether nothing in it is written out: it may match every name."""
+    rest = re.sub(r"\[[^]]+\]", "", glob)
+    return set(rest) <= {"*", "?"} and (rest == glob or "*" in rest)
 
 
 def _meets(pattern: list[str], path: list[str]) -> bool:

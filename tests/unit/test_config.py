@@ -72,7 +72,14 @@ def test_both_ends_of_a_range_pass(config, edge):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["/data", "/home/user/Videos", "/var/log/*", "/usr/share/doc/*", "/var/lib/qubes/appvms/*"],
+    [
+        "/data",
+        "/home/user/Videos",
+        "/home/[ab]",
+        "/var/log/*",
+        "/usr/share/doc/*",
+        "/var/lib/qubes/appvms/*",
+    ],
 )
 def test_part_of_the_root_may_stay_behind(config, pattern):
     assert config.faults({"copy": {"exclude": [pattern]}}) == []
