@@ -24,6 +24,12 @@ __env__: str
 
 __virtualname__ = "ramboot"
 
+# which paths these states take out of the record
+UNDO = {
+    "ramboot.initramfs_restored": "ramboot_initramfs.undo_plan",
+    "ramboot_grub.config_restored": "ramboot_grub.undo_actions",
+}
+
 
 def __virtual__() -> str:
     return __virtualname__
@@ -377,13 +383,19 @@ def _is_stamped(path: str) -> bool:
 
 
 def _undone() -> set[str]:
-    """What states of this run, in test mode, said they would put back or delete."""
-    return {
-        path
-        for tag, result in globals().get("__running__", {}).items()
-        if tag.startswith("ramboot")
-        for path in result.get("changes", {})
-    }
+    """What states of this run, in test mode, would take out of the record; `record` for all."""
+    paths: set[str] = set()
+    for tag, result in globals().get("__running__", {}).items():
+        state, *_, function = tag.split("_|-")
+        if not state.startswith("ramboot") or result["result"] is False:
+            continue
+        paths.update(result["changes"])
+        # what is left or as it was is no longer recorded either
+        if function == "restored":
+            paths.add(result["name"])
+        elif f"{state}.{function}" in UNDO:
+            paths.update(__salt__[UNDO[f"{state}.{function}"]]())
+    return paths
 
 
 def _rebuilt(stale: dict[str, str]) -> dict[str, Any]:

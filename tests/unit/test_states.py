@@ -642,6 +642,36 @@ def test_what_is_still_recorded_is_named(world, states):
     assert ret["comment"] == f"still recorded: {path}"
 
 
+def running(state, function, name, **result):
+    tag = f"{state}_|-{name}_|-{name}_|-{function}"
+    return {tag: {"name": str(name), "result": True, "changes": {}, **result}}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_what_this_run_would_leave_or_find_as_it_was_is_not_still_recorded(world, states, failed):
+    left, same, image, menu = (
+        str(world.write(path, "x")) for path in ("/etc/left", "/etc/same", "/boot/i", "/boot/g")
+    )
+    for path in (left, same, image, menu):
+        world.salt["ramboot_record.keep"](path)
+    world.write("/etc/left", "the user's")
+    world.salt["ramboot_initramfs.undo_plan"] = lambda: {image: {"action": "leave"}}
+    world.salt["ramboot_grub.undo_actions"] = lambda: {menu: "nothing"}
+    world.opts["test"] = True
+    states.__running__ = {
+        **running("ramboot", "restored", left, result=not failed),
+        **running("ramboot", "restored", same),
+        **running("ramboot", "initramfs_restored", "images"),
+        **running("ramboot_grub", "config_restored", "grub.cfg"),
+        **running("test", "restored", "other"),
+    }
+    ret = states.record_closed("record")
+    if failed:
+        assert (ret["result"], ret["comment"]) == (True, f"still recorded: {left}")
+    else:
+        assert (ret["result"], ret["comment"]) == (None, "the empty record would be removed")
+
+
 @pytest.mark.usefixtures("test_mode")
 def test_without_a_record_there_is_nothing_to_close(world, states):
     assert states.record_closed("record") == {
