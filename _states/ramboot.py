@@ -215,18 +215,10 @@ def initramfs_restored(name: str) -> dict[str, Any]:
         any text; shown in the output.
     """
     ret = _ret(name)
-    says = {
-        "restore": "the original",
-        "delete": "no image, as before",
-        "rebuild": "rebuilt without ramboot",
-    }
+    changes: dict[str, Any] = {}
     try:
         plan = __salt__["ramboot_initramfs.undo_plan"]()
-        changes = {
-            image: {"old": f"with ramboot: {step['reason']}", "new": says[step["action"]]}
-            for image, step in plan.items()
-            if step["action"] in says
-        }
+        changes = _to_restore(plan)
         left = "".join(f"; {step['reason']}" for step in plan.values() if step["action"] == "leave")
         listed = ", ".join(changes)
         if __opts__["test"]:
@@ -234,14 +226,13 @@ def initramfs_restored(name: str) -> dict[str, Any]:
             told = f"would be restored: {listed}" if changes else "no initramfs to restore"
             return _would(ret, told + left)
         __salt__["ramboot_initramfs.undo"]()
-        again = __salt__["ramboot_initramfs.undo_plan"]()
-        still = [image for image, step in again.items() if step["action"] in says]
+        still = _to_restore(__salt__["ramboot_initramfs.undo_plan"]())
         if still:
             raise CommandExecutionError(
                 f"restored without an error and still with ramboot: {', '.join(still)}"
             )
     except (CommandExecutionError, OSError) as error:
-        return _failed(ret, error)
+        return _failed(ret, error, _restored(changes))
     ret["changes"] = changes
     return _done(ret, (f"restored: {listed}" if changes else "no initramfs to restore") + left)
 
@@ -406,6 +397,29 @@ def _rebuilt(stale: dict[str, str]) -> dict[str, Any]:
         for image, reason in stale.items()
         if now.get(image) == "current"
     }
+
+
+def _to_restore(plan: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """What undoing the plan changes."""
+    says = {
+        "restore": "the original",
+        "delete": "no image, as before",
+        "rebuild": "rebuilt without ramboot",
+    }
+    return {
+        image: {"old": f"with ramboot: {step['reason']}", "new": says[step["action"]]}
+        for image, step in plan.items()
+        if step["action"] in says
+    }
+
+
+def _restored(changes: dict[str, Any]) -> dict[str, Any]:
+    """Of what was to be changed, what is; nothing where that can't be told."""
+    try:
+        left = _to_restore(__salt__["ramboot_initramfs.undo_plan"]())
+    except (CommandExecutionError, OSError):
+        return {}
+    return {image: change for image, change in changes.items() if image not in left}
 
 
 def _ignored(states: dict[str, Any]) -> str:

@@ -592,6 +592,23 @@ def test_a_failed_undo_fails_with_the_reason(world, states, machine):
     }
 
 
+def test_a_failed_undo_shows_what_was_restored_before(world, states, machine):
+    machine.module()
+    states.initramfs_current("images")
+    first, second = (str(machine.image(kernel)) for kernel in machine.kernels)
+    # made by others, with our module: it has to be rebuilt
+    machine.put("6.12.0", {**machine.built("6.12.0"), "etc/new-firmware": ["0644", "x"]})
+    machine.no_module()
+    machine.dracut_fault = lambda _content, _target: answer(1, stderr="no")
+    assert states.initramfs_restored("images") == {
+        "name": "images",
+        "result": False,
+        "changes": {first: {"old": "with ramboot: ramboot built it", "new": "the original"}},
+        "comment": f"kernel 6.12.0: dracut failed: exit status 1: no; {second} is as it was;"
+        f" done before: {first}",
+    }
+
+
 # module_not_asked_for
 
 
