@@ -273,10 +273,10 @@ def undo_plan() -> dict[str, dict[str, str]]:
     What has to be done to each image so that nothing of ours is in it. Changes nothing.
 
     Returns {image: {"kernel", "action": "restore" (the original's bytes) | "delete" (there was no
-    image before) | "rebuild" (made or replaced since, with our module in it) | "leave" (somebody
-    replaced it, without our module; or it can't be read) | "forget" (its kernel is gone),
-    "reason": sentence, one that names the image if it is left}}. Images that were never ours are
-    not listed.
+    image before) | "rebuild" (made or replaced since, with our module in it; or the original is
+    lost) | "leave" (somebody replaced it, without our module; or it can't be read) | "forget" (its
+    kernel is gone), "reason": sentence, one that names the image if it is left}}. Images that were
+    never ours are not listed.
 
     Raises CommandExecutionError when /boot has no kernel though there are modules or images.
 
@@ -294,7 +294,8 @@ def undo_plan() -> dict[str, dict[str, str]]:
     for image in sorted({*recorded, *images}):
         kernel = images.get(image) or str(_kernel_of(image))
         verdict = __salt__["ramboot_record.verdict"](image)
-        if verdict == "ours":
+        lost = verdict == "ours" and __salt__["ramboot_record.original_fault"](image)
+        if verdict == "ours" and not lost:
             original = __salt__["ramboot_record.entries"]()[image]["original"]
             if original is None:
                 action = ("delete", "ramboot built it and there was none before")
@@ -302,6 +303,8 @@ def undo_plan() -> dict[str, dict[str, str]]:
                 action = ("restore", "ramboot built it")
         elif _is_gone(kernel):
             action = ("forget", "its kernel is no longer installed")
+        elif lost:
+            action = ("rebuild", lost)
         else:
             action = _undo_foreign(image, verdict)
         if action is not None:

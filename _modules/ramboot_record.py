@@ -156,6 +156,26 @@ def look(path: str) -> dict[str, Any] | None:
     }
 
 
+def original_fault(path: str) -> str | None:
+    """
+    Why the original of `path` can't be put back; None when it can, or nothing was there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.original_fault /boot/initramfs-6.12.1.img
+    """
+    entry = entries().get(path)
+    original = entry and entry["original"]
+    if not original:
+        return None
+    stored = _stored(original)
+    if os.path.isfile(stored) and _hash(stored) == original["sha256"]:
+        return None
+    return f"the stored original of {path} ({stored}) is missing or damaged"
+
+
 # Actions
 
 
@@ -568,13 +588,11 @@ def _store(path: str, original: dict[str, Any]) -> None:
 
 
 def _put_back(path: str, original: dict[str, Any]) -> None:
-    stored = _stored(original)
-    if not os.path.isfile(stored) or _hash(stored) != original["sha256"]:
-        raise CommandExecutionError(
-            f"the stored original of {path} ({stored}) is missing or damaged; {path} is left alone"
-        )
+    fault = original_fault(path)
+    if fault:
+        raise CommandExecutionError(f"{fault}; {path} is left alone")
     try:
-        with open(stored, "rb") as source:
+        with open(_stored(original), "rb") as source:
             _write_beside(
                 path,
                 _blocks(source),

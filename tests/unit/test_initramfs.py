@@ -691,6 +691,23 @@ def test_an_image_of_a_kernel_installed_later_is_rebuilt_without(machine, initra
     assert machine.inside("6.13.0") == machine.stock("6.13.0")
 
 
+@pytest.mark.parametrize("spoil", [damaged, deleted])
+def test_an_image_whose_original_is_lost_is_rebuilt_without(machine, initramfs, spoil):
+    applied(machine, initramfs)
+    image = str(machine.image("6.12.0"))
+    name = machine.world.salt["ramboot_record.entries"]()[image]["original"]["store"]
+    stored = machine.world.root / "var/lib/ramboot/originals" / name
+    spoil(stored)
+    machine.no_module()
+    assert initramfs.undo()[image] == {
+        "kernel": "6.12.0",
+        "action": "rebuild",
+        "reason": f"the stored original of {image} ({stored}) is missing or damaged",
+    }
+    assert machine.inside("6.12.0") == machine.stock("6.12.0")
+    assert initramfs.undo_plan() == {}
+
+
 def test_what_only_our_module_had_brought_may_go_with_it(machine, initramfs):
     """On a disk without LUKS and LVM, dm and its programs are there for us alone."""
     plain = {
