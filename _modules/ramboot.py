@@ -16,6 +16,7 @@ import re
 import stat
 import struct
 import time
+from pathlib import PurePath
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -395,11 +396,14 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
         qubesctl ramboot.source_bytes "['/tmp/*']"
     """
     room = os.statvfs(ROOT)
-    excluded = sum(
-        _tree_bytes(path)
+    stays = {
+        path
         for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
         for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
-    )
+    }
+    # what lies below another of them is counted with it
+    tops = [path for path in stays if stays.isdisjoint(map(str, PurePath(path).parents))]
+    excluded = sum(map(_tree_bytes, tops))
     used = (room.f_blocks - room.f_bfree) * room.f_frsize
     fstype = _root_mount()["fstype"]
     if fstype == "btrfs":

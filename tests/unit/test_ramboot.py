@@ -353,6 +353,13 @@ def test_plan_leaves_the_excludes_out(world, ramboot):
     assert found["source_bytes"] == 5 * GIB - found["excluded_bytes"]
 
 
+def test_plan_counts_what_two_excludes_name_once(world, ramboot):
+    exclude = ["/data/*", "/data/films", "/data/films/*", "/data/[f]ilms/old/*"]
+    world.pillar["ramboot"] = {"copy": {"exclude": exclude}}
+    world.write("/dom0/data/films/old/large", b"x" * MIB)
+    assert MIB <= ramboot.plan()["zram"]["excluded_bytes"] < 1.5 * MIB
+
+
 def rooted(system, fstype):
     source = "/dev/sda2"
     system.mounts[0] = f"21 1 0:30 /root / rw - {fstype} {source} rw"
