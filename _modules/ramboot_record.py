@@ -13,6 +13,7 @@ sealed before; content that is none of these is somebody else's work and is neve
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -298,6 +299,7 @@ def restore(path: str) -> dict[str, str]:
         # absent when an earlier run was interrupted right after the move
         with contextlib.suppress(FileNotFoundError):
             os.rename(_stored(original), _left(original))
+    _remove_leftovers(path)
     forget(path)
     return done
 
@@ -374,9 +376,7 @@ def close() -> dict[str, list[str]]:
             os.unlink(os.path.join(originals, name))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_file())
-    for name in os.listdir(top):
-        if name.startswith(".ramboot-record.json."):
-            os.unlink(os.path.join(top, name))
+    _remove_leftovers(_file())
     for directory in (originals, os.path.join(top, "left"), top):
         if os.path.isdir(directory) and _remove_if_empty(directory):
             removed.append(directory)
@@ -426,6 +426,7 @@ def remove(path: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+    _remove_leftovers(path)
     directory = os.path.dirname(path)
     if os.path.isdir(directory):
         # other parts may keep theirs here
@@ -615,9 +616,8 @@ def _write_beside(
     check: Callable[[str], None] | None = None,
 ) -> None:
     """Write to a temporary file in the same directory, check it, put it in the place of path."""
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".ramboot-{os.path.basename(path)}.", dir=os.path.dirname(path)
-    )
+    _remove_leftovers(path)
+    handle, temporary = tempfile.mkstemp(prefix=_prefix(path), dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, "wb") as target:
             for block in blocks:
@@ -628,6 +628,19 @@ def _write_beside(
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _prefix(path: str) -> str:
+    return f".ramboot-{os.path.basename(path)}."
+
+
+def _remove_leftovers(path: str) -> None:
+    """Temporary files beside path of a run that was cut off, as mkstemp names them."""
+    prefix = glob.escape(os.path.join(os.path.dirname(path), _prefix(path)))
+    for name in glob.glob(prefix + 8 * "[a-z0-9_]"):
+        # one that can't be deleted must not stand in the way
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
 
 def _settle(temporary: str, path: str, mode: int, owner: tuple[int, int] | None) -> None:

@@ -394,7 +394,7 @@ def test_close_leaves_what_other_parts_have_in_the_directory(world, record):
 
 def test_close_sweeps_up_an_original_that_was_never_recorded(world, record):
     world.write("/var/lib/ramboot/originals/0123-grub", "half")
-    world.write("/var/lib/ramboot/.ramboot-record.json.abc", "half")
+    world.write("/var/lib/ramboot/.ramboot-record.json.abcd_123", "half")
     assert record.closable() is True
     record.close()
     assert not os.path.exists(world.paths["record"])
@@ -488,6 +488,29 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(target, writer, mon
     assert (target.read_bytes(), target.stat().st_ino, target.stat().st_mtime_ns) == old
     # settle's caller made that one, and it is its to delete
     assert {path.name for path in target.parent.iterdir()} <= {"file", "new"}
+
+
+@pytest.mark.parametrize("name", ["file", "file[ab]*"])
+@pytest.mark.parametrize("how", ["replace", "write", "restore", "leave", "remove"])
+def test_what_a_power_cut_left_beside_a_file_goes_and_nothing_else(world, record, how, name):
+    path = world.write(f"/etc/x/{name}", "old")
+    change(record, path, "ours")
+    others = {
+        world.write(f"/etc/x/.ramboot-{other}")
+        for other in (
+            f"{name}.abcd_12", f"{name}.abcd_1234", f"{name}.ABCDEFGH", f"{name}.conf.abcd_123",
+            "filea.abcd_123", "other.abcd_123",
+        )
+    }  # fmt: skip
+    world.write(f"/etc/x/.ramboot-{name}.abcd_123", "half")
+    if how == "remove":
+        record.remove(str(path))
+    elif how == "leave":
+        path.write_text("the user's")
+        record.restore(str(path))
+    else:
+        writers(world, record)[how](path)
+    assert set(path.parent.iterdir()) - {path} == others
 
 
 @pytest.mark.parametrize("writer", ["replace", "settle"], indirect=True)
