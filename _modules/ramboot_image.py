@@ -392,7 +392,7 @@ def build() -> dict[str, Any]:
 
 def refresh() -> dict[str, Any]:
     """
-    Build the image anew if it is stale; in a RAM session nothing. What ramboot-image.service runs.
+    Build the image anew if it is stale; in a RAM session nothing.
 
     Returns {"action": "built" | "nothing", "reason": sentence}.
 
@@ -415,12 +415,27 @@ def refresh() -> dict[str, Any]:
     return {"action": "built", "reason": reason}
 
 
+def in_background() -> dict[str, Any]:
+    """
+    What ramboot-image.service runs: `refresh`, while that unit, an image and the pillar ask for it.
+    systemd runs what it had loaded, whatever was deleted in the meantime.
+
+    Returns and raises as `refresh` does; SaltInvocationError when the pillar is wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.in_background
+    """
+    if reason := _unwanted("service", "background"):
+        return {"action": "nothing", "reason": reason}
+    return refresh()
+
+
 def at_shutdown() -> dict[str, Any]:
     """
-    What ramboot-image-shutdown.service runs when it is stopped: `refresh`, while there is still an
-    image and that unit. systemd runs what it had loaded, whatever was deleted in the meantime.
-
-    Returns and raises as `refresh` does.
+    What ramboot-image-shutdown.service runs when it is stopped: as `in_background`.
 
     CLI Example:
 
@@ -428,10 +443,9 @@ def at_shutdown() -> dict[str, Any]:
 
         salt-call --local ramboot_image.at_shutdown
     """
-    for path in (_paths()["image_units"]["shutdown"], _manifest_path()):
-        if not os.path.exists(path):
-            return {"action": "nothing", "reason": f"{path} is not there any more"}
     try:
+        if reason := _unwanted("shutdown", "shutdown"):
+            return {"action": "nothing", "reason": reason}
         return refresh()
     except BaseException:  # the unit's time ends with SystemExit
         _say("the image could not be built anew, the old one stays")
@@ -463,6 +477,17 @@ def remove() -> list[str]:
     elif found:
         _drop_snapshots()
     return found
+
+
+def _unwanted(unit: str, rebuild: str) -> str | None:
+    """Why a unit is not to build, though it runs; None when it is. Not whether the pillar names the
+    backend: ramboot.image applied by itself does not ask either, and ramboot takes the units away.
+    """
+    for path in (_paths()["image_units"][unit], _manifest_path()):
+        if not os.path.exists(path):
+            return f"{path} is not there any more"
+    wanted = __salt__["ramboot_config.load"]()["image"]["rebuild"]
+    return None if wanted == rebuild else f"image:rebuild is {wanted} in the pillar"
 
 
 # Building

@@ -642,6 +642,7 @@ def unit(world):
     path = Path(world.paths["image_units"]["shutdown"])
     path.parent.mkdir(parents=True)
     path.touch()
+    world.pillar["ramboot"]["image"]["rebuild"] = "shutdown"
     return path
 
 
@@ -660,18 +661,30 @@ def test_at_shutdown_a_stale_image_is_built_anew_and_a_current_one_is_left(
     assert image.stale() is None
 
 
-@pytest.mark.parametrize("gone", ["unit", "image"])
-def test_at_shutdown_nothing_is_built_of_what_was_taken_away_since(world, lvm, image, unit, gone):
+@pytest.mark.parametrize("rebuild", ["shutdown", "background"])
+@pytest.mark.parametrize("gone", ["unit", "image", "pillar"])
+def test_a_unit_that_runs_still_builds_nothing_of_what_was_taken_away(
+    world, lvm, image, unit, rebuild, gone
+):
+    if rebuild == "background":
+        unit = unit.rename(world.paths["image_units"]["service"])
+        world.pillar["ramboot"]["image"]["rebuild"] = "background"
+    run = image.in_background if rebuild == "background" else image.at_shutdown
     image.build()
+    assert run() == {"action": "nothing", "reason": "the image is current"}
     (lvm.top / "etc/new").write_text("new")
     path = unit if gone == "unit" else Path(world.paths["image_directory"]) / "manifest"
-    path.unlink()
+    reason = f"{path} is not there any more"
+    if gone == "pillar":
+        world.pillar["ramboot"]["image"]["rebuild"] = "manual"
+        reason = "image:rebuild is manual in the pillar"
+    else:
+        path.unlink()
     before = len(lvm.calls)
-    assert image.at_shutdown() == {
-        "action": "nothing",
-        "reason": f"{path} is not there any more",
-    }
+    assert run() == {"action": "nothing", "reason": reason}
     assert len(lvm.calls) == before
+    # by hand it is built all the same
+    assert image.refresh()["action"] == "built"
 
 
 def test_at_shutdown_of_a_ram_session_nothing_is_built(world, lvm, image, unit):
