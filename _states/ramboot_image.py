@@ -55,6 +55,27 @@ def current(name: str) -> dict[str, Any]:
     return {**ret, "changes": changes, "comment": comment}
 
 
+def unused(name: str) -> dict[str, Any]:
+    """
+    Tell of an image that stays though the pillar does not name the backend; never change anything.
+
+    name
+        any text; shown in the output.
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    try:
+        found = __salt__["ramboot_image.remains"]()
+    except (CommandExecutionError, OSError) as error:
+        return {**ret, "result": False, "comment": str(error)}
+    if not found:
+        return {**ret, "comment": "the pillar does not name the backend image; there is no image"}
+    comment = (
+        f"the pillar does not name the backend image, and nothing builds it anew; what there is of"
+        f" it stays until `qubesctl state.apply ramboot.image.absent`: {', '.join(found)}"
+    )
+    return {**ret, "comment": comment}
+
+
 def absent(name: str) -> dict[str, Any]:
     """
     Delete the image and what builds left.

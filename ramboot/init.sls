@@ -15,6 +15,8 @@ include:
   - ramboot.session
 {%- if image %}
   - ramboot.image
+{%- else %}
+  - ramboot.image.unused
 {%- endif %}
 
 # The faults of qubes, too, before the first change.

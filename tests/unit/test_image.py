@@ -835,6 +835,20 @@ def test_absent_leaves_nothing(world, lvm, image, state, test_mode):
     }
 
 
+def test_unused_names_what_stays_and_changes_nothing(world, image, state, test_mode):
+    ret = state.unused("image")
+    told = "the pillar does not name the backend image; there is no image"
+    assert ret == {"name": "image", "result": True, "changes": {}, "comment": told}
+    image.build()
+    directory = world.paths["image_directory"]
+    ret = state.unused("image")
+    assert (ret["result"], ret["changes"]) == (True, {})
+    assert ret["comment"].endswith(
+        f"stays until `qubesctl state.apply ramboot.image.absent`: {directory}"
+    )
+    assert image.stale() is None
+
+
 # Preflight, and the pillar
 
 

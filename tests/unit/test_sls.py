@@ -201,7 +201,9 @@ def test_a_good_pillar_passes_preflight_and_reaches_every_component(minion):
         "swap",
         "qubes",
         "session",
+        "image",
     }
+    assert list(states)[-1] == "ramboot-image-unused"
     assert states["ramboot-initramfs-boot-conf"]["result"] is None
 
 
@@ -261,6 +263,33 @@ def test_the_units_that_keep_an_image_current_come_and_go(minion):
     assert "Wants=ramboot-image.timer\n" in wanted
     states = minion.apply("ramboot.image.absent")
     assert all(value["result"] is True for value in states.values()), states
+    assert minion.tree() == before
+
+
+def test_what_builds_an_image_anew_goes_when_the_pillar_names_the_backend_no_more(minion):
+    before = minion.tree()
+    minion.write("usr/bin/mksquashfs", "", 0o755)
+    pillar = {"boot": {"backend": "image"}, "image": {"rebuild": "background"}}
+    try:
+        minion.apply("ramboot.image", pillar=pillar)
+    finally:
+        (minion.root / "usr/bin/mksquashfs").unlink()
+    del pillar["boot"]
+    states = minion.apply("ramboot", "test=True", pillar=pillar)
+    units = ("wanted", "timer", "service")
+    for unit in units:
+        assert states[f"ramboot-image-{unit}"]["result"] is None, states
+    assert "ramboot-image-current" not in states
+    states = minion.apply("ramboot.image.unused", pillar=pillar)
+    for unit in units:
+        (change,) = states[f"ramboot-image-{unit}"]["changes"].values()
+        assert change["new"] == "deleted"
+    # the build failed, as above
+    left = str(minion.root / "var/lib/ramboot/image")
+    assert states["ramboot-image-unused"]["comment"].endswith(f"ramboot.image.absent`: {left}")
+    again = minion.apply("ramboot.image.unused", pillar=pillar)
+    assert all(value["result"] is True and not value["changes"] for value in again.values()), again
+    minion.apply("ramboot.image.absent")
     assert minion.tree() == before
 
 
