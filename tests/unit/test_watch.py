@@ -77,8 +77,8 @@ class Session:
         self.commands.append((command, options))
         for word, answer in self.answers.items():
             if word in command:
-                return answer
-        return ""
+                return answer if isinstance(answer, tuple) else (answer, True)
+        return "", True
 
     def start(self, command):
         self.commands.append((command, {}))
@@ -235,10 +235,13 @@ def test_a_program_that_is_missing_or_hangs_does_not_end_the_watch(session, monk
     module = importlib.util.module_from_spec(fresh)
     monkeypatch.setitem(sys.modules, "again", module)
     fresh.loader.exec_module(module)
-    assert module.run(["/nonexistent"], 1) is None
-    assert module.run(["sleep", "5"], 0.1) is None
-    assert module.run(["false"], 5) is None
-    assert module.run(["echo", "a"], 5) == "a\n"
+    assert module.run(["/nonexistent"], 1) == ("", False)
+    assert module.run(["sleep", "5"], 0.1) == ("", False)
+    assert module.run(["false"], 5) == ("", False)
+    assert module.run(["echo", "a"], 5) == ("a\n", True)
+    # what was said before counts
+    assert module.run(["sh", "-c", "echo a; exit 1"], 5) == ("a\n", False)
+    assert module.run(["sh", "-c", "echo a; exec sleep 9"], 1) == ("a\n", False)
     assert module.start(["/nonexistent"]) is None
 
 
@@ -381,7 +384,7 @@ def test_at_95_percent_qubes_are_paused_and_go_on_below_85(session, watch, capsy
     assert session.did("--pause")[1][4:] == ["vault", "work"]
     assert session.filled["paused"] == ["work", "vault", "late"]
 
-    session.answers["--unpause"] = None  # qubesd does not answer
+    session.answers["--unpause"] = ("", False)  # qubesd does not answer
     session.store(86)
     session.now += 10
     watch.look()
@@ -405,12 +408,38 @@ def test_at_95_percent_qubes_are_paused_and_go_on_below_85(session, watch, capsy
 
 
 def test_a_pause_that_failed_is_tried_again(session, watch):
-    session.answers["--pause"] = None
+    session.answers["--pause"] = ("", False)
     session.store(96)
     for _ in range(3):
         watch.look()
         session.now += 10
     assert len(session.did("--pause")) == 3
+    assert session.filled["paused"] == []
+
+
+def test_what_was_done_before_a_failure_counts(session, watch, capsys):
+    session.answers["--pause"] = ("work vault\n", False)
+    session.store(96)
+    watch.look()
+    assert told(capsys)[-1] == "<1>ramboot: paused: work, vault. To go on: qvm-unpause NAME"
+    assert session.filled["paused"] == ["work", "vault"]
+    session.answers["--unpause"] = ("work\n", False)
+    session.store(50)
+    session.now += 10
+    watch.look()
+    assert told(capsys) == ["<5>ramboot: there is room again, no longer paused: work"]
+    assert session.filled["paused"] == ["vault"]
+    # one that goes on through us may be paused again
+    session.answers["--pause"] = ""
+    session.store(96)
+    session.now += 10
+    watch.look()
+    assert session.did("--pause")[-1][4:] == ["vault"]
+    session.answers["--unpause"] = ("vault\n", False)
+    session.store(50)
+    session.now += 10
+    watch.look()
+    assert session.did("--unpause")[-1][4:] == ["vault"]
     assert session.filled["paused"] == []
 
 
@@ -445,10 +474,10 @@ def paused(world) -> list[str]:
 @pytest.mark.parametrize("release", ["4.2", "4.3"])
 def test_running_qubes_are_paused_but_those_with_a_keyboard_or_told_apart(session, qubes, release):
     qubes.release = release
-    assert session.module.pause({"vault"}) == ["work"]
+    assert list(session.module.pause({"vault"})) == ["work"]
     assert paused(qubes) == ["work"]
     # paused ones are not running
-    assert session.module.pause(set()) == ["vault"]
+    assert list(session.module.pause(set())) == ["vault"]
     assert paused(qubes) == ["vault", "work"]
 
 
@@ -458,15 +487,58 @@ def test_one_qube_that_cant_be_paused_does_not_keep_the_others_from_it(session, 
             raise sys.modules["qubesadmin"].exc.QubesVMError("no")
 
     qubes.fault = fault
-    assert session.module.pause(set()) == ["work"]
+    assert list(session.module.pause(set())) == ["work"]
     assert capsys.readouterr().err == "ramboot: vault can't be paused: no\n"
 
 
+@pytest.mark.parametrize("method", ["CurrentState", "property.Get", "device.pci", "Pause"])
+def test_a_qube_that_vanishes_meanwhile_keeps_no_other_from_being_paused(
+    session, qubes, capsys, method
+):
+    def fault(found, subject):
+        if found == f"admin.vm.{method}" and subject.startswith("vault"):
+            raise sys.modules["qubesadmin"].exc.QubesVMNotFoundError("vault is gone")
+
+    qubes.fault = fault
+    assert list(session.module.pause(set())) == ["work"]
+    assert capsys.readouterr().err == "ramboot: vault can't be paused: vault is gone\n"
+
+
+def test_a_qube_that_vanishes_meanwhile_keeps_no_other_from_going_on(session, qubes, capsys):
+    assert list(session.module.pause(set())) == ["vault", "work"]
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.CurrentState", "vault"):
+            raise sys.modules["qubesadmin"].exc.QubesVMNotFoundError("vault is gone")
+
+    qubes.fault = fault
+    assert list(session.module.unpause(["work", "vault"])) == ["work"]
+    assert capsys.readouterr().err == "ramboot: vault can't go on: vault is gone\n"
+
+
+def test_each_name_is_out_before_the_next_qube_has_its_turn(session, qubes, tmp_path, monkeypatch):
+    said = tmp_path / "said"
+
+    def fault(method, subject):
+        if method in ("admin.vm.Pause", "admin.vm.Unpause") and subject == "work":
+            assert said.read_text() == "vault\n"
+            raise KeyboardInterrupt
+
+    qubes.fault = fault
+    for action in (["--pause"], ["--unpause", "vault", "work"]):
+        # filled before it is written, as a pipe is
+        with said.open("w") as output, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", output)
+            with pytest.raises(KeyboardInterrupt):
+                session.module.main(action)
+        qubes.qubes["work"]["paused"] = True
+
+
 def test_only_what_is_paused_goes_on(session, qubes, capsys):
-    session.module.pause(set())
+    assert list(session.module.pause(set())) == ["vault", "work"]
     sys.modules["qubesadmin"].Qubes().domains["vault"].unpause()
     capsys.readouterr()
-    assert session.module.unpause(["work", "vault", "gone"]) == ["work"]
+    assert list(session.module.unpause(["work", "vault", "gone"])) == ["work"]
     assert capsys.readouterr().err == ""
     assert paused(qubes) == []
 
@@ -566,7 +638,7 @@ def test_without_qubes_nothing_is_paused():
             check=False,
             timeout=60,
         )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # As a program
