@@ -245,13 +245,16 @@ def room() -> dict[str, int]:
     usage = os.statvfs(ROOT)
     # of a btrfs nothing when there is no room for its metadata
     free = usage.f_bavail * usage.f_frsize
+    # a build begins with deleting it
+    free += _bytes(_left(_directory()))
     if _on_btrfs():
         # it holds what no image will have: what other mounts show, and what is excluded
         exclude = __salt__["ramboot_config.load"]()["copy"]["exclude"]
         used = __salt__["ramboot.source_bytes"](exclude)[0]
     else:
         free = min(free, _pool_bytes())
-        used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize - _directory_bytes()
+        used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+        used -= _bytes(glob.glob(f"{_directory()}/*"))
     expected = used * known["expected_percent"] // 100
     if last := manifest_or_none():
         expected = last["bytes"] * max(used, 1) // max(last["source_bytes"], 1)
@@ -260,6 +263,30 @@ def room() -> dict[str, int]:
         "expected_bytes": expected,
         "source_bytes": used,
     }
+
+
+def room_fault(space: dict[str, int] | None = None) -> str | None:
+    """
+    Why a build has no room; None when it most likely has.
+
+    space
+        as `room` returns it. Default: looked up.
+
+    Raises as `room` does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_image.room_fault
+    """
+    space = space or room()
+    if space["expected_bytes"] <= space["limit_bytes"]:
+        return None
+    return (
+        f"about {_mib(space['expected_bytes'])} are needed, {_mib(space['limit_bytes'])} may be"
+        f" used on /{'' if _on_btrfs() else ' and in its thin pool'}"
+    )
 
 
 def manifest_or_none(path: str | None = None) -> dict[str, Any] | None:
@@ -369,12 +396,8 @@ def build() -> dict[str, Any]:
     with _locked(directory):
         _clear(directory)
         space = room()
-        if space["expected_bytes"] > space["limit_bytes"]:
-            raise CommandExecutionError(
-                f"no image was built: about {_mib(space['expected_bytes'])} are needed,"
-                f" {_mib(space['limit_bytes'])} may be used on /"
-                f"{'' if _on_btrfs() else ' and in its thin pool'}"
-            )
+        if fault := room_fault(space):
+            raise CommandExecutionError(f"no image was built: {fault}")
         partial = os.path.join(directory, "building.squashfs")
         try:
             with _snapshot(settings["copy"]["exclude"]) as source:
@@ -681,16 +704,21 @@ def _clear(directory: str) -> None:
         if os.path.ismount(path):
             _run(["umount", "--recursive", path])
     _drop_snapshots()
+    for path in _left(directory):
+        os.unlink(path)
+
+
+def _left(directory: str) -> list[str]:
+    """What is there besides the image that the manifest names."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
     kept = {"manifest", "lock"}
     try:
         recorded = manifest()
     except CommandExecutionError:
-        kept.update(name for name in os.listdir(directory) if name.startswith("root-"))
+        kept.update(name for name in names if name.startswith("root-"))
     else:
         kept |= {recorded["file"]} if recorded else set()
-    for name in os.listdir(directory):
-        if name not in kept:
-            os.unlink(os.path.join(directory, name))
+    return [os.path.join(directory, name) for name in names if name not in kept]
 
 
 @contextlib.contextmanager
@@ -902,9 +930,9 @@ def _manifest_path() -> str:
     return os.path.join(_directory(), "manifest")
 
 
-def _directory_bytes() -> int:
-    """What images take on /."""
-    return sum(os.lstat(path).st_blocks * 512 for path in glob.glob(f"{_directory()}/*"))
+def _bytes(paths: list[str]) -> int:
+    """What they take on /."""
+    return sum(os.lstat(path).st_blocks * 512 for path in paths)
 
 
 def _shown(value: Any) -> str:

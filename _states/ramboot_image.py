@@ -36,6 +36,8 @@ def current(name: str) -> dict[str, Any]:
         if __opts__["test"]:
             if problems := __salt__["ramboot_image.impediments"]():
                 return {**ret, "result": False, "comment": "; ".join(problems)}
+            if fault := __salt__["ramboot_image.room_fault"]():
+                return {**ret, "result": False, "comment": f"no image would be built: {fault}"}
             changes = {"image": {"old": reason, "new": "current"}}
             comment = f"the image would be built: {reason}"
             return {**ret, "result": None, "changes": changes, "comment": comment}

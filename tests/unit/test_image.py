@@ -796,6 +796,28 @@ def test_current_fails_without_the_tool_in_both_modes(world, image, state, test_
     assert TOOL in ret["comment"]
 
 
+def test_current_fails_without_room_in_both_modes(world, lvm, image, state, test_mode):
+    lvm.usage.f_bavail = 1024 << 8
+    ret = state.current("image")
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert ret["comment"] == (
+        f"no image {'would be' if test_mode else 'was'} built: about 2560 MiB are needed, 512 MiB"
+        " may be used on / and in its thin pool"
+    )
+    assert Path(world.paths["image_directory"]).exists() is not test_mode
+
+
+def test_a_dry_run_counts_what_the_build_deletes_first(world, lvm, image, state):
+    directory = world.paths["image_directory"]
+    file = world.write("/var/lib/ramboot/image/building.squashfs", os.urandom(2 * MIB))
+    assert str(file.parent) == directory
+    lvm.usage.f_bavail = (512 + 2558) << 8
+    world.opts["test"] = True
+    assert state.current("image")["result"] is None
+    file.unlink()
+    assert state.current("image")["result"] is False
+
+
 def test_a_dry_run_knows_that_the_run_itself_makes_the_image_stale(world, image, state):
     image.build()
     world.opts["test"] = True
