@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -12,6 +13,11 @@ __salt__: dict[str, Any]
 __opts__: dict[str, Any]
 
 __virtualname__ = "ramboot_image"
+
+# What ramboot-state.sh compares of the files that states of ours write, and of the steps that
+# ramboot_qubes names: a qube that is made, a root that is copied anew; no pools, no settings.
+_LOOKED_AT = ("/etc/", "/usr/", "/opt/")
+_QUBE_OR_ROOT = re.compile(r"\S+(: root of \S+)?")
 
 
 def __virtual__() -> str:
@@ -105,9 +111,25 @@ def absent(name: str) -> dict[str, Any]:
 
 
 def _changing() -> str:
-    """States of ours that said in this run, in test mode, that they would change something."""
+    """States of ours that said in this run, in test mode, that they would change what makes an
+    image stale.
+    """
     return ", ".join(
         result["name"]
         for tag, result in globals().get("__running__", {}).items()
-        if tag.startswith("ramboot") and result.get("changes")
+        if _makes_stale(tag.partition("_|-")[0], result["name"], result.get("changes") or {})
     )
+
+
+def _makes_stale(module: str, name: str, changes: dict[str, Any]) -> bool:
+    """Whether ramboot-state.sh would see it; of a file `name` is the path, of several the keys."""
+    if module == "ramboot_qubes":
+        return any(_QUBE_OR_ROOT.fullmatch(what) for what in changes)
+    if module == "ramboot_swap":
+        # masks lie in /etc, wherever the unit does
+        return any(
+            what.startswith("fstab: ") or "masked" in change.values()
+            for what, change in changes.items()
+        )
+    paths = [name, *changes] if module.startswith("ramboot") and changes else []
+    return any(path.startswith(_LOOKED_AT) for path in paths)

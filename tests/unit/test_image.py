@@ -818,16 +818,46 @@ def test_a_dry_run_counts_what_the_build_deletes_first(world, lvm, image, state)
     assert state.current("image")["result"] is False
 
 
-def test_a_dry_run_knows_that_the_run_itself_makes_the_image_stale(world, image, state):
+FSTAB = {"fstab: /dev/a none swap sw 0 0": {"old": "on", "new": "off"}}
+MASK = {"/run/systemd/generator/dev-zram0.swap": {"old": "not masked", "new": "masked"}}
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "changes", "stale"),
+    [
+        ("ramboot.installed", "/etc/x", {"diff": "x"}, True),
+        ("ramboot.installed", "/usr/bin/ramboot", {"diff": "x"}, True),
+        ("ramboot.restored", "/etc/x", {"/etc/x": {"old": "ramboot's", "new": "deleted"}}, True),
+        ("ramboot.installed", "/etc/y", {}, False),
+        ("ramboot.initramfs_current", "every initramfs", {"/boot/initramfs-6.img": {}}, False),
+        ("ramboot_grub.config_current", "grub.cfg", {"/boot/grub2/grub.cfg": {}}, False),
+        ("ramboot_grub.dom0_mem_all", "/etc/default/grub", {"/etc/default/grub": {}}, True),
+        ("ramboot_swap.off", "swap", FSTAB, True),
+        ("ramboot_swap.off", "swap", MASK, True),
+        ("ramboot_swap.off", "swap", {"/dev/dm-1": {"old": "on", "new": "off"}}, False),
+        ("ramboot_swap.restored", "swap", {"/var/lib/ramboot/swap.json": {"old": "x"}}, False),
+        ("ramboot_qubes.present", "pools", {"pool ram": {"old": None}}, False),
+        ("ramboot_qubes.present", "qubes", {"debian-stateless": {"old": None}}, True),
+        ("ramboot_qubes.present", "qubes", {"debian: root of debian-12": {"old": "1"}}, True),
+        ("ramboot_qubes.present", "qubes", {"work: label": {"old": "red"}}, False),
+        ("ramboot_qubes.present", "settings", {"system: default_netvm": {"old": "x"}}, False),
+        ("file.managed", "/etc/x", {"diff": "x"}, False),
+    ],
+)
+def test_a_dry_run_knows_what_of_the_run_itself_makes_the_image_stale(
+    world, image, state, function, name, changes, stale
+):
     image.build()
     world.opts["test"] = True
+    module, _, what = function.partition(".")
     state.__running__ = {
-        "ramboot_|-conf_|-/etc/x_|-installed": {"name": "/etc/x", "changes": {"diff": "x"}},
-        "ramboot_|-same_|-/etc/y_|-installed": {"name": "/etc/y", "changes": {}},
+        f"{module}_|-id_|-{name}_|-{what}": {"name": name, "changes": changes},
+        "ramboot_|-same_|-/etc/same_|-installed": {"name": "/etc/same", "changes": {}},
     }
     ret = state.current("image")
-    assert ret["result"] is None
-    assert ret["comment"] == "the image would be built: this run would change the root: /etc/x"
+    assert ret["result"] is (None if stale else True)
+    if stale:
+        assert ret["comment"] == f"the image would be built: this run would change the root: {name}"
 
 
 def test_absent_leaves_nothing(world, lvm, image, state, test_mode):
