@@ -132,7 +132,7 @@ def recorded() -> dict[str, list[str]]:
             changed.append(f"{path} is not the mask that ramboot put there; its own is {moved}")
         elif os.path.lexists(path) and (_masked(path) or not moved):
             changed.append(f"{path} is not what ramboot put there")
-    again = _to_switch_on(ours) if record["active"] else []
+    again = list(_to_switch_on(ours)) if record["active"] else []
     kept_record = [path for path in [paths["swap_record"]] if os.path.exists(path)]
     return {
         "fstab": ours,
@@ -213,9 +213,11 @@ def switch_on() -> dict[str, list[str]]:
             _rename(moved, path)
     if todo["fstab"] or todo["units"]:
         _run(["systemctl", "daemon-reload"])
+    options = _to_switch_on(todo["fstab"])
     for name in list(todo["active"]):
         try:
-            _run(["swapon", name])
+            # of a device that it is told, swapon reads no options in fstab
+            _run(["swapon", "-o", options[name], name])
         except CommandExecutionError as err:
             todo["active"].remove(name)
             todo["changed"].append(f"{name} is not on yet, the next boot brings it: {err}")
@@ -251,17 +253,18 @@ def _write_fstab(lines: list[str]) -> None:
     __salt__["ramboot_record.replace"](path, "".join(lines).encode("utf-8", "surrogateescape"))
 
 
-def _to_switch_on(lines: list[str]) -> list[str]:
-    """The devices of these swap lines that are there, off, and not noauto."""
+def _to_switch_on(lines: list[str]) -> dict[str, str]:
+    """The devices of these swap lines that are there, off, and not noauto, with their options."""
     on = {os.path.realpath(swap["name"]) for swap in active()}
-    found = []
+    found: dict[str, str] = {}
     for line in lines:
         fields = line.split()
         device = _device(_unescape(fields[0]))
-        if "noauto" in (fields[3:4] or [""])[0].split(","):
+        options = (fields[3:4] or ["defaults"])[0]
+        if "noauto" in options.split(","):
             continue
         if os.path.exists(device) and os.path.realpath(device) not in on:
-            found.append(device)
+            found.setdefault(device, options)
     return found
 
 

@@ -50,7 +50,7 @@ class System:
         if cmd[0] == "swapoff":
             self.swaps.remove(cmd[1])
         elif cmd[0] == "swapon":
-            self.swaps.append(cmd[1])
+            self.swaps.append(cmd[-1])
         else:
             assert cmd == ["systemctl", "daemon-reload"]
         self.write()
@@ -344,6 +344,22 @@ def test_restored_switches_on_what_is_in_fstab_and_was_on(state, world, system, 
     assert system.swaps == [device]
 
 
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [("sw,pri=5,discard=once 0 0", "sw,pri=5,discard=once"), ("", "defaults")],
+)
+def test_restored_switches_on_with_the_options_of_fstab(
+    state, world, system, device, fields, options
+):
+    # of two lines the first counts, as for swapon -a
+    world.write("/etc/fstab", f"{device} none swap {fields}\n{device} none swap pri=1\n")
+    system.on(device)
+    state.off(NAME)
+    system.ran.clear()
+    assert state.restored(NAME)["result"] is True
+    assert system.ran == ["systemctl daemon-reload", f"swapon -o {options} {device}"]
+
+
 def test_restored_finds_a_device_by_uuid(state, world, system):
     device = str(world.write("/dev/disk/by-uuid/5eed"))
     world.write("/etc/fstab", 'UUID="5eed" none swap defaults 0 0\n')
@@ -379,7 +395,7 @@ def test_restored_names_a_swap_that_does_not_come_on(state, world, system, devic
     assert device not in ret["changes"]
     assert ret["comment"] == (
         f"swap has been restored\nleft: {device} is not on yet, the next boot brings it:"
-        f" swapon {device}: exit 255: Invalid argument"
+        f" swapon -o defaults {device}: exit 255: Invalid argument"
     )
 
 
