@@ -53,6 +53,7 @@ def faults() -> list[str]:
         settings = __salt__["ramboot_config.load"]()
         found += filter(None, [_policy_fault(layout, settings["boot"]["disk"])])
         found += _backend_faults(layout, settings)
+        found += __salt__["ramboot_grub.faults"](settings)
     found += _elsewhere(layout, known["mounts"])
     if not in_pillar and __salt__["ramboot_image.asked"]():
         found += __salt__["ramboot_image.impediments"](layout)

@@ -78,8 +78,8 @@ def unused(name: str) -> dict[str, Any]:
     if not found:
         return {**ret, "comment": "the pillar does not name the backend image; there is no image"}
     comment = (
-        f"the pillar does not name the backend image, and nothing builds it anew; what there is of"
-        f" it stays until `qubesctl state.apply ramboot.image.absent`: {', '.join(found)}"
+        "the pillar does not name the backend image; what there is of it stays until"
+        f" `qubesctl state.apply ramboot.image.absent`: {', '.join(found)}"
     )
     return {**ret, "comment": comment}
 
@@ -117,7 +117,8 @@ def _changing() -> str:
     return ", ".join(
         result["name"]
         for tag, result in globals().get("__running__", {}).items()
-        if _makes_stale(tag.partition("_|-")[0], result["name"], result.get("changes") or {})
+        if result.get("changes")
+        and _makes_stale(tag.partition("_|-")[0], result["name"], result["changes"])
     )
 
 
@@ -131,5 +132,6 @@ def _makes_stale(module: str, name: str, changes: dict[str, Any]) -> bool:
             what.startswith("fstab: ") or "masked" in change.values()
             for what, change in changes.items()
         )
-    paths = [name, *changes] if module.startswith("ramboot") and changes else []
-    return any(path.startswith(_LOOKED_AT) for path in paths)
+    return module.startswith("ramboot") and any(
+        path.startswith(_LOOKED_AT) for path in (name, *changes)
+    )

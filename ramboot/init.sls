@@ -3,31 +3,30 @@
 #   qubesctl state.apply ramboot
 
 {%- from "ramboot/map.jinja" import settings with context %}
-{#- takes minutes, and is of use to this backend alone #}
+{#- the image takes minutes, and is of use to this backend alone #}
 {%- set image = 'image' in [settings.boot.mode, settings.boot.backend] + settings.grub.entries | list %}
+{%- set parts = ['initramfs', 'grub', 'swap', 'session', 'image' if image else 'image.unused'] %}
 
 include:
   - ramboot.preflight
-  - ramboot.initramfs
-  - ramboot.grub
-  - ramboot.swap
   - ramboot.qubes
-  - ramboot.session
-{%- if image %}
-  - ramboot.image
-{%- else %}
-  - ramboot.image.unused
-{%- endif %}
+{%- for part in parts %}
+  - ramboot.{{ part }}
+{%- endfor %}
 
-# The faults of qubes, too, before the first change.
+# What stands in the way of one part is told before the first change of any.
 extend:
   ramboot-qubes-checked:
     ramboot_qubes:
       - require_in:
-        - sls: ramboot.initramfs
-        - sls: ramboot.grub
-        - sls: ramboot.swap
-        - sls: ramboot.session
-{%- if image %}
-        - sls: ramboot.image
-{%- endif %}
+{%- for part in parts %}
+        - sls: ramboot.{{ part }}
+{%- endfor %}
+  ramboot-initramfs-room:
+    ramboot:
+      - require_in:
+        - ramboot_qubes: ramboot-qubes-pools
+        - ramboot: ramboot-qubes-aliases
+{%- for part in parts[1:] %}
+        - sls: ramboot.{{ part }}
+{%- endfor %}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The dracut module goes, then every kernel's initramfs becomes what it was, then the record closes.
+# The menu entries go first: without the module they would boot from the disk, and ask nothing.
 # No pillar needed.   qubesctl state.apply ramboot.initramfs.absent
 
 {%- from "ramboot/map.jinja" import paths with context %}
@@ -20,6 +21,7 @@
 
 include:
   - ramboot.persistent
+  - ramboot.grub.absent
 
 # First: dracut fails when a module is asked for that is not there.
 ramboot-initramfs-dracut-conf-absent:
@@ -27,6 +29,7 @@ ramboot-initramfs-dracut-conf-absent:
     - name: {{ paths.dracut_conf }}
     - require:
       - sls: ramboot.persistent
+      - ramboot_grub: ramboot-grub-config-absent
 
 ramboot-initramfs-module-not-asked-for:
   ramboot.module_not_asked_for:

@@ -853,6 +853,8 @@ def test_a_dry_run_knows_what_of_the_run_itself_makes_the_image_stale(
     state.__running__ = {
         f"{module}_|-id_|-{name}_|-{what}": {"name": name, "changes": changes},
         "ramboot_|-same_|-/etc/same_|-installed": {"name": "/etc/same", "changes": {}},
+        # Salt's own of a state whose requisite failed
+        "ramboot_|-unmet_|-/etc/unmet_|-installed": {"result": False, "changes": {}},
     }
     ret = state.current("image")
     assert ret["result"] is (None if stale else True)

@@ -91,6 +91,7 @@ def dom0(world, tools):
 def preflight(world, tools):
     for name in ("config", "image"):
         world.module(f"ramboot_{name}")
+    world.salt["ramboot_grub.faults"] = lambda _settings: []
     return world.module("ramboot_preflight")
 
 
@@ -100,6 +101,15 @@ def preflight(world, tools):
 @pytest.fixture
 def state(world, preflight):
     return world.state("ramboot_preflight")
+
+
+def test_a_menu_that_can_take_no_entries_is_told(world, preflight, dom0):
+    world.salt["ramboot_grub.faults"] = lambda settings: [f"not {settings['grub']['entries']}"]
+    assert preflight.faults() == ["not ['zram']"]
+    # that they are wrong is said, and not asked about
+    world.salt["config.get"] = lambda *_args, **_kwargs: {}
+    world.pillar["ramboot"] = {"grub": {"entries": ["floppy"]}}
+    assert not [fault for fault in preflight.faults() if fault.startswith("not ")]
 
 
 def test_a_good_system_passes_without_changes(state, dom0, test_mode):
