@@ -219,7 +219,8 @@ def plan() -> dict[str, dict[str, Any]]:
     "says": one sentence, with what boot:disk means for that backend}}.
 
     Raises SaltInvocationError when the pillar is wrong; CommandExecutionError when it asks for
-    qubes and qubesd can't be asked.
+    qubes and qubesd can't be asked, and in a session whose / does not show what the disk's holds
+    (image, overlay).
 
     CLI Example:
 
@@ -228,6 +229,12 @@ def plan() -> dict[str, dict[str, Any]]:
         qubesctl ramboot.plan
     """
     settings = __salt__["ramboot_config.load"]()
+    session = _ram_session()
+    if session in ("image", "overlay"):
+        raise CommandExecutionError(
+            f"this is a RAM session ({session}), where / does not show what the disk's root holds;"
+            " ask in a persistent boot"
+        )
     used, excluded = source_bytes(settings["copy"]["exclude"])
     qubes = __salt__["ramboot_qubes.budget"]()
     used += qubes["pending_bytes"]
@@ -432,6 +439,12 @@ def _noted() -> dict[str, Any]:
     return noted
 
 
+def _ram_session() -> str | None:
+    """The backend of this session; None in a persistent one."""
+    noted = _noted()
+    return noted["backend"] if noted["session"] == "ram" else None
+
+
 def _unnoted(path: str) -> dict[str, Any]:
     """What stands for status.json when our module did not run."""
     root = _root_mount()
@@ -564,6 +577,9 @@ def _store_size(settings: dict[str, Any], available: int) -> int:
 
 def _image_says() -> str:
     image = __salt__["ramboot_image.manifest_or_none"]()
+    # no copy of the root has it
+    if image is None and _ram_session() in ("zram", "tmpfs"):
+        return "whether there is an image can't be told in this session"
     if image is None:
         return "no image is built yet"
     try:

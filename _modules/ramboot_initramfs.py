@@ -198,6 +198,9 @@ def verify() -> dict[str, Any]:
     report: dict[str, Any] = {"disk": {}, "initramfs": {}, "faults": []}
     for path, (sha256, mode) in sorted(disk.items()):
         report["disk"][path] = _judge((sha256, mode), _look(path))
+    # as in a RAM session: an image that was not looked at is not good
+    if fault := boot_fault():
+        report["faults"].append(f"no initramfs was looked at: {fault}")
     for kernel in _kernels():
         image = _image(kernel)
         if not os.path.isfile(image):
@@ -819,7 +822,8 @@ def _judge(wanted: Expected, found: dict[str, Any] | None) -> dict[str, Any]:
         verdict = "unexpected"
     elif found["sha256"] != sha256:
         verdict = "changed"
-    elif mode not in (None, found["mode"]):
+    # of a file whose mode is not in the manifest: that nobody but root can change it
+    elif int(found["mode"], 8) & 0o022 if mode is None else found["mode"] != mode:
         verdict = "wrong mode"
     elif found["owner"] != "root:root":
         verdict = "wrong owner"

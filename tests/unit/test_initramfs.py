@@ -938,8 +938,9 @@ def test_verify_of_a_sound_installation_has_no_faults(world, machine, initramfs)
             "{root}{m}/module-setup.sh: wrong mode",
         ),
         (lambda w: w.write(f"/{CONF}", "mode=zram\n"), "{root}/" + CONF + ": changed"),
+        (lambda w: (w.root / CONF).chmod(0o664), "{root}/" + CONF + ": wrong mode"),
     ],
-    ids=["changed", "missing", "mode", "conf"],
+    ids=["changed", "missing", "mode", "conf", "conf's mode"],
 )
 def test_verify_finds_what_was_changed_on_disk(world, machine, initramfs, spoil, fault):
     sealed(world, f"/{CONF}", "version=1\n")
@@ -995,6 +996,18 @@ def test_verify_without_an_installation_is_an_error(machine, initramfs):
     assert str(failure.value) == (
         f"the dracut module is not installed: {machine.world.root}{MODULE}/manifest is missing"
     )
+
+
+def test_verify_does_not_call_images_good_that_it_can_not_see(world, machine, initramfs):
+    """As in a RAM session, where /boot is not mounted."""
+    sealed(world, f"/{CONF}", "version=1\n")
+    applied(machine, initramfs)
+    (world.root / "boot").rename(world.root / "disks-boot")
+    report = initramfs.verify()
+    assert report["initramfs"] == {}
+    (fault,) = report["faults"]
+    assert fault.startswith("no initramfs was looked at: ")
+    assert fault.endswith("is it mounted?")
 
 
 def test_verify_names_a_kernel_without_an_image(world, machine, initramfs):

@@ -270,6 +270,30 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
     }
 
 
+@pytest.mark.parametrize("backend", ["image", "overlay"])
+def test_plan_is_not_made_of_what_a_session_shows_of_another_root(world, ramboot, backend):
+    note = {"schema": 1, "session": "ram", "backend": backend}
+    world.write("/run/ramboot/status.json", json.dumps(note))
+    with pytest.raises(
+        CommandExecutionError, match=rf"RAM session \({backend}\), where / does not"
+    ):
+        ramboot.plan()
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("zram", "whether there is an image can't be told in this session"),
+        ("tmpfs", "whether there is an image can't be told in this session"),
+        ("snapshot", "no image is built yet"),
+    ],
+)
+def test_plan_does_not_deny_an_image_that_no_copy_has(world, ramboot, backend, says):
+    note = {"schema": 1, "session": "ram", "backend": backend}
+    world.write("/run/ramboot/status.json", json.dumps(note))
+    assert ramboot.plan()["image"]["says"].endswith(f"; {says}")
+
+
 def test_plan_says_when_it_does_not_fit(world, ramboot):
     world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 4096}}
     found = ramboot.plan()
