@@ -236,7 +236,7 @@ def test_without_the_module_in_each_initramfs_there_are_no_menu_entries(minion):
 def test_without_room_in_boot_nothing_is_changed(minion):
     # a hole, larger than what is free
     os.truncate(minion.root / "boot/initramfs-6.1.0.img", 1 << 43)
-    done = minion.apply("ramboot.initramfs")
+    done = minion.apply("ramboot", pillar={"swap": "off", "qubes": {"aliases": "always"}})
     assert "\nkernel 6.1.0: " in failed(done)["ramboot-initramfs-room"]
     assert changed(done) == []
     assert not (minion.root / "etc/ramboot").exists()
