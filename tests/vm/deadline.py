@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A run that ends in time where machines are emulated slowly, and says what it did not come to.
 
-A machine's boot takes up to four times as long when others use the processor's cache. After the
-deadline no test begins, and the one that runs is cut off; each of them is named at the end.
+After the deadline no test begins, and the one that runs is cut off; each of them is named at the
+end.
 """
 
 from __future__ import annotations

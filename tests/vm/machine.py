@@ -33,7 +33,7 @@ from .console import Console, ConsoleError, Transcript
 from .disk import PASSPHRASE, BootFiles, Disk
 from .qmp import Qmp
 
-# Limits in seconds, generous for emulation on a host whose cache others use.
+# Limits in seconds, generous: emulation may take four times as long from one day to another.
 FIRMWARE_S, PASSPHRASE_S, PROMPT_S, SHELL_S, COMMAND_S, POWEROFF_S = 180, 600, 300, 900, 300, 300
 _SHELL_PROMPT = r"root@dom0:[^\n]{0,20}# ?"
 _EDITOR_HEAD = 2  # GRUB's editor puts "setparams TITLE" and an empty line before the entry's own
