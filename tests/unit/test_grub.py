@@ -377,8 +377,9 @@ def test_state_config_current(world, test_mode):
         assert machine.tree()[CFG][1:] == was[CFG][1:]
 
 
-@pytest.mark.parametrize("zram", ["", " systemd.zram=0"])
-@pytest.mark.parametrize("swap", ["session", "keep"])
+@pytest.mark.parametrize(
+    ("swap", "zram"), [("session", ""), ("keep", ""), ("keep", " systemd.zram=0")]
+)
 @pytest.mark.parametrize("scope", ["entries", "all"])
 @pytest.mark.parametrize("memory", [10240, "keep"])
 @pytest.mark.parametrize("backends", [["zram"], ["zram", "tmpfs"], []])
