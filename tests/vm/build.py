@@ -309,12 +309,18 @@ def xen_tools() -> Path:
     return target
 
 
-def initramfs(*options: str, release: str = RELEASE, **boot: object) -> Path:
+def initramfs(
+    *options: str,
+    release: str = RELEASE,
+    settings: dict[str, object] | None = None,
+    **boot: object,
+) -> Path:
     """An initramfs with the working tree's dracut module for any layout, built on the host, where
-    dracut is quick. `options` are dracut's; `boot` overrides the pillar's `ramboot:boot`.
+    dracut is quick. `options` are dracut's; `boot` overrides the pillar's `ramboot:boot` and
+    `settings` its other keys.
     """
     module = REPOSITORY / "ramboot/initramfs/files/50ramboot"
-    text = configuration(boot)
+    text = configuration(boot, **settings or {}) + "\n"
     directory = tree(release)
     made_by = code_of(initramfs, _in_chroot)
     made_from = [text, *options, directory.parent.name, directory.name, made_by]
