@@ -468,6 +468,25 @@ class _Look:
         except CommandExecutionError:
             return True
 
+    def in_the_way(self, name: str) -> bool:
+        """Whether a half-made qube holds data that no copy of ours put there, and that nobody gave
+        up; true when unknown.
+        """
+        if name in self.settings["remove_data"]:
+            return False
+        copied = self.record["made"].get(name, {}).get("volumes", {})
+        try:
+            return any(
+                # nothing of ours leaves a revision (_make_empty)
+                info["revisions"]
+                or info["usage"]
+                and (volume not in copied or copied[volume] not in (None, self.state(name, volume)))
+                for volume, info in self.volumes(name).items()
+                if info["save_on_stop"]
+            )
+        except CommandExecutionError:
+            return True
+
 
 def _folder(name: str, cls: str) -> str:
     """The directory that qubesd makes of each qube, wherever its volumes lie (core-admin:
@@ -555,6 +574,11 @@ def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> li
     found = _base_faults(look, kind, name, entry)
     if standing == "half" and look.qubes[name]["running"]:
         found.append(f"{where}: it is half-made and running; halt it, it has to be made anew")
+    if standing == "half" and look.in_the_way(name):
+        found.append(
+            f"{where}: it is half-made and has to be made anew, but was used since and may hold"
+            " data; add it to remove_data, or delete it yourself"
+        )
     if standing == "half" and (users := _users(look, name, [])):
         found.append(
             f"{where}: it is half-made and has to be made anew, but is in use by"
@@ -916,6 +940,7 @@ def _undo(look: _Look) -> dict[str, Any]:
         standing = look.standing(name)
         if (
             standing == "half"
+            and not look.in_the_way(name)
             or standing == "whole"
             and (name in look.settings["remove_data"] or not look.used_since(name))
         ):
@@ -924,6 +949,11 @@ def _undo(look: _Look) -> dict[str, Any]:
             left.append(
                 f"{name} was used since it was made and may hold data: it is left as it is; add it"
                 " to remove_data, or delete it yourself"
+            )
+        elif standing == "half":
+            left.append(
+                f"{name} is half-made, was used since and may hold data: it is left as it is; add"
+                " it to remove_data, or delete it yourself"
             )
     # whoever stays keeps what it needs, and so on
     users = {name: _users(look, name, steps) for name in gone}
@@ -1190,7 +1220,10 @@ def _do_make(
     kind: str, name: str, entry: dict[str, Any], values: list[tuple], pool: str
 ) -> list[str]:
     """From nothing, or from a half-made one, to whole; or nothing again."""
-    standing = _Look(_settings()).standing(name)
+    look = _Look(_settings())
+    standing = look.standing(name)
+    if standing == "half" and look.in_the_way(name):
+        raise CommandExecutionError(f"{name} is half-made and was used meanwhile; left as it is")
     if standing == "half":
         _do_remove(name)
     elif standing != "absent":
@@ -1199,7 +1232,7 @@ def _do_make(
     try:
         _make_empty(kind, name, entry, pool)
         if kind in CLONES:
-            _fill(name, entry["source"])
+            _fill(kind, name, entry["source"])
         for group, key, value in values:
             # the template is given at creation, and another qube of ours is named last of all
             later = key in QUBE_VALUED and value != name and _Look(_settings()).kind_of(value)
@@ -1225,9 +1258,12 @@ def _unmake(name: str) -> str:
     """After a failure: a half-made qube takes room and helps nobody."""
     try:
         if name in __salt__["ramboot_qubesadmin.qubes"]():
-            if _Look(_settings()).standing(name) == "foreign":
+            look = _Look(_settings())
+            if look.standing(name) == "foreign":
                 __salt__["ramboot_qubes_record.made"](name, None)
                 return f"{name} itself is not marked as ours and was not touched"
+            if look.in_the_way(name):
+                return f"{name} is half-made, was used meanwhile and is left as it is"
             __salt__["ramboot_qubesadmin.remove"](name)
         __salt__["ramboot_qubes_record.made"](name, None)
     except CommandExecutionError as error:
@@ -1265,12 +1301,18 @@ def _make_empty(kind: str, name: str, entry: dict[str, Any], pool: str) -> None:
                 __salt__["ramboot_qubesadmin.set_volume"](name, volume, "revisions_to_keep", 0)
 
 
-def _fill(name: str, source: str) -> None:
+def _fill(kind: str, name: str, source: str) -> None:
     """Settings and volumes of the source; it must not change meanwhile."""
     before = _Look(_settings()).states(source)
     __salt__["ramboot_qubesadmin.clone_settings"](source, name)
+    copied: dict[str, str | None] = {}
     for volume in OWN["TemplateVM"]:
+        # what a copy that is cut off leaves is nobody's data
+        copied[volume] = None
+        __salt__["ramboot_qubes_record.made"](name, kind, volumes=copied)
         __salt__["ramboot_qubesadmin.clone_volume"](source, name, volume)
+        copied[volume] = _Look(_settings()).state(name, volume)
+        __salt__["ramboot_qubes_record.made"](name, kind, volumes=copied)
     _check_copy(name, source, before)
     __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, before["root"])
 

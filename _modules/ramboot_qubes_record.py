@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -32,8 +33,9 @@ def read() -> dict[str, Any]:
     Everything that is recorded.
 
     Returns {"made": {qube: {"kind": pillar key below ramboot:qubes, "whole": bool, "volumes":
-    {volume: its state when it was made}, "intent": until it is marked, what qubesd was asked for,
-    {"class", "label", "template", "pools": {volume: pool}, "time": seconds since 1970}}},
+    {volume: its state when it was made, None while it is being copied}, "intent": until it is
+    marked, what qubesd was asked for, {"class", "label", "template", "pools": {volume: pool},
+    "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
     "pci", "key", "old", "new"}], "pools": [names that we added]}; all empty when there is no
     record.
@@ -78,7 +80,7 @@ def made(
     qube: str,
     kind: str | None,
     whole: bool = False,
-    volumes: dict[str, str] | None = None,
+    volumes: Mapping[str, str | None] | None = None,
     intent: dict[str, Any] | None = None,
 ) -> None:
     """

@@ -701,6 +701,83 @@ def test_a_half_made_qube_that_somebody_uses_is_told_before_anything_is_changed(
     ]
 
 
+def cut_off(formula, qubesd, method, subject, pillar=EXAMPLE):
+    """The power goes at this call; the qube has the mark of one that is begun."""
+    formula.fail(method, subject, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        formula.apply(pillar)
+    qubesd.fault = None
+
+
+CUT_OFF = [
+    ("admin.vm.property.Set", f"{DVM} default_dispvm", DVM, "private"),
+    ("admin.vm.volume.CloneTo", f"{CLONE} root", CLONE, "private"),
+    ("admin.vm.volume.CloneTo", f"{CLONE} private", CLONE, "root"),
+]
+
+
+@pytest.mark.parametrize(("method", "subject", "name", "volume"), CUT_OFF)
+@pytest.mark.parametrize("how", ["usage", "revision"])
+def test_a_half_made_qube_that_was_used_is_not_deleted_unasked(
+    formula, qubesd, method, subject, name, volume, how
+):
+    cut_off(formula, qubesd, method, subject)
+    if how == "usage":
+        qubesd.fill(name, volume, 1 << 16)
+    else:
+        info = qubesd.qubes[name]["volumes"][volume]
+        qubesd.revisions[f"{info['pool']} {info['vid']}"] = ["1-back"]
+    kind = "templates" if name == CLONE else "disposable_templates"
+    assert check(formula, EXAMPLE) == [
+        f"{kind}:{name}: it is half-made and has to be made anew, but was used since and may hold"
+        " data; add it to remove_data, or delete it yourself"
+    ]
+    answer = formula.absent()
+    assert answer["result"] is True
+    assert (
+        f"left: {name} is half-made, was used since and may hold data: it is left as it is; add it"
+        " to remove_data, or delete it yourself"
+    ) in answer["comment"].splitlines()
+    assert name in qubesd.qubes
+    formula.good({**EXAMPLE, "remove_data": [name]})
+    assert qubesd.qubes[name]["features"]["ramboot-made"] == f"whole {kind} {name}"
+
+
+@pytest.mark.parametrize(
+    ("method", "subject", "volume"),
+    [
+        ("admin.vm.volume.CloneTo", f"{CLONE} root", "root"),
+        ("admin.vm.volume.CloneTo", f"{CLONE} private", "private"),
+        ("admin.vm.property.Set", f"{CLONE} memory", None),
+    ],
+)
+def test_what_a_copy_that_was_cut_off_left_is_no_data(formula, qubesd, method, subject, volume):
+    pillar = {"templates": {CLONE: {"source": "debian-12-xfce", "properties": {"memory": 500}}}}
+    cut_off(formula, qubesd, method, subject, pillar)
+    if volume:
+        qubesd.fill(CLONE, volume, 1 << 16)
+    assert formula.apply(test=True)["qubes"]["changes"][CLONE]["old"] == "half-made"
+    formula.good()
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_a_qube_that_was_used_while_it_was_made_is_not_deleted_when_that_fails(formula, qubesd):
+    exc = sys.modules["qubesadmin.exc"]
+
+    def fault(method, subject):
+        if (method, subject) == ("admin.vm.property.Set", f"{DVM} default_dispvm"):
+            qubesd.fault = None
+            qubesd.fill(DVM, "private", 1 << 16)
+            raise exc.QubesException("no")
+
+    qubesd.fault = fault
+    answer = formula.apply(EXAMPLE)["qubes"]
+    assert answer["comment"].endswith(
+        f"{DVM} is half-made, was used meanwhile and is left as it is"
+    )
+    assert DVM in qubesd.qubes
+
+
 # Between the making of a qube and our mark on it
 
 
