@@ -741,15 +741,33 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
 
 def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
     """What qubesd changes in a halted qube alone (core-admin: qubes/vm/appvm.py, template;
-    qubes/api/admin.py, rw).
+    qubes/api/admin.py, rw; qubes/vm/mix/net.py, on_property_pre_set_netvm).
     """
     action, *about = step["do"]
     if action not in ("set", "change", "put_back"):
         return []
     name, group, key = about[:3]
-    if (group, key) not in HALTED or not look.qubes[name]["running"]:
+    if name is None or not look.qubes[name]["running"]:
         return []
-    return [f"{name}: its {key} can't be changed while it is running; halt it"]
+    if (group, key) in HALTED:
+        return [f"{name}: its {key} can't be changed while it is running; halt it"]
+    netvm = _next_netvm(look, name, about[-1]) if (group, key) == ("property", "netvm") else ""
+    if netvm and not (netvm in look.qubes and look.qubes[netvm]["running"]):
+        return [
+            f"{name}: its netvm can't become {netvm}, which is halted, while {name} is running;"
+            f" halt {name} or start {netvm}"
+        ]
+    return []
+
+
+def _next_netvm(look: _Look, name: str, value: Any) -> str:
+    """Of a step; "" where qubesd connects nothing."""
+    if not isinstance(value, dict):
+        return value
+    if not value["default"]:
+        return value["value"] or ""
+    default = look.value(None, "default_netvm")["value"] or ""
+    return "" if default == look.value(name, "netvm")["value"] else default
 
 
 def _room_faults(look: _Look) -> list[str]:

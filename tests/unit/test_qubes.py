@@ -1483,6 +1483,37 @@ def test_what_a_running_qube_can_not_be_given_is_told_before_anything_is_changed
     assert qubesd.qubes["sys-net"]["template"] == "debian-12-xfce"
 
 
+def test_a_running_qube_can_not_be_connected_to_a_halted_one(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce")
+    app.add_new_vm("AppVM", "sys-vpn", "red", template="debian-12-xfce").provides_network = True
+    asked = {"settings": {"mine": {"properties": {"netvm": "sys-vpn"}, "tags": ["x"]}}}
+    qubesd.run("mine")
+    told = (
+        "mine: its netvm can't become {0}, which is halted, while mine is running; halt mine or"
+        " start {0}"
+    )
+    assert check(formula, asked) == [told.format("sys-vpn")]
+    qubesd.run("sys-vpn")
+    formula.good(asked)
+    # on the way back too
+    assert formula.absent()["comment"].splitlines() == [
+        "nothing was changed:",
+        told.format("sys-net"),
+    ]
+    assert qubesd.qubes["mine"]["properties"]["netvm"] == "sys-vpn"
+    qubesd.run("sys-net")
+    assert formula.absent()["result"] is True
+    assert "netvm" not in qubesd.qubes["mine"]["properties"]
+
+
+def test_a_running_qube_can_be_cut_off_its_network(formula, qubesd):
+    qubesd.run("default-dvm")
+    formula.good({"settings": {"default-dvm": {"properties": {"netvm": None}}}})
+    qubesd.system["default_netvm"] = ""
+    assert formula.absent()["result"] is True
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -600,6 +600,8 @@ class QubesVM:
             raise exc.QubesLabelNotFoundError(f"Label does not exist: {value}")
         if key == "netvm" and value and not QubesVM(self.app, value).provides_network:
             raise exc.QubesValueError(f"The {value} qube does not provide network")
+        if key == "netvm":
+            self._startable_network(value)
         if key == "provides_network" and value is False:
             self._unused_network()
         qube = self._qube()
@@ -620,8 +622,16 @@ class QubesVM:
     def __delattr__(self, key):
         WORLD.call("admin.vm.property.Reset", f"{self.name} {key}")
         self._known(key)
+        default = WORLD.system.get("default_netvm")
+        if key == "netvm" and default != str(self.netvm or ""):
+            self._startable_network(default)
         self._qube()["properties"].pop(key, None)
         WORLD.save()
+
+    def _startable_network(self, netvm):
+        """core: qubes/vm/mix/net.py, on_property_pre_set_netvm, on_property_pre_reset_netvm"""
+        if netvm and self._qube()["running"] and not WORLD.qubes[netvm]["running"]:
+            raise exc.QubesVMNotStartedError(f"Cannot dynamically attach to stopped qube {netvm}")
 
     def _unused_network(self):
         """core: qubes/vm/mix/net.py, _setter_provides_network (a reset does not ask)"""
