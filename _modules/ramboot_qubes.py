@@ -51,6 +51,9 @@ MAKING_S = 120
 GIVEN = ("name", "label", "template", "klass", "qid", "uuid", "dispid")
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))
+# What a qube has to be before another may name it (core-admin: qubes/vm/mix/net.py, _setter_netvm;
+# qubes/vm/__init__.py, setter_disposable_template; qubes/vm/dispvm.py).
+ENABLING = ("provides_network", "template_for_dispvms")
 # Features that say what is in a template's root: copied again with it.
 OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
                "boot-mode.", "qubes-", "vmexec", "apparmor", "default-menu-items",
@@ -161,8 +164,9 @@ def pending(part: str) -> list[dict[str, Any]]:
     What is not as the pillar wants it, in the order in which it would be changed.
 
     part
-        "pools" (file pools), "qubes" (those to be made, and their settings) or "settings" (of other
-        qubes and of the system; and what an earlier pillar set and this one does not).
+        "pools" (file pools), "qubes" (those to be made, and their settings; before them that others
+        provide network or disposables) or "settings" (else of other qubes and of the system; and
+        what an earlier pillar set and this one does not).
 
     Returns [{"what": text, unique, "old": value, "new": value, ...}]; what else a step has is for
     `apply`.
@@ -624,10 +628,12 @@ def _base_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> li
     if kind == "disposables" and planned == "low_ram":
         return [f"{where}: the root of {base} stays on the disk; name a disposable template"]
     if kind == "disposables":
+        key = "template_for_dispvms"
+        asked = look.settings["settings"].get(base, {"properties": {}})["properties"]
         good = planned == "disposable_templates" or (
             base in look.qubes
-            and "template_for_dispvms" in look.property_names(base)
-            and look.value(base, "template_for_dispvms")["value"] == "True"
+            and key in look.property_names(base)
+            and _spelt(_text(asked.get(key, look.value(base, key)["value"])), "False") == "True"
         )
         if not good:
             return [f"{where}: {base} is no template of disposables"]
@@ -876,7 +882,7 @@ def _qube_steps(look: _Look) -> list[dict[str, Any]]:
             action = ["set", name, group, key, value]
             steps.append(_step(what, _plain(group, now), value, action))
     # what names a qube comes last: that may be made, or given what it needs for it, in the same run
-    return sorted(steps, key=_names_a_qube)
+    return _asked_of_others(look, True) + sorted(steps, key=_names_a_qube)
 
 
 def _names_a_qube(step: dict[str, Any]) -> bool:
@@ -908,20 +914,33 @@ def _spelt(value: str, now: str) -> str:
 
 def _settings_steps(look: _Look) -> list[dict[str, Any]]:
     """Settings of other qubes and of the system; then those that are no longer asked for."""
+    asked = _asked(look)
+    kept = {(name, group, key) for name, group, key, _value in asked}
+    return sorted(_asked_of_others(look, False), key=_names_a_qube) + _put_back(look, kept)[0]
+
+
+def _asked(look: _Look) -> list[tuple]:
     asked = [
         (name, *value)
         for name, entry in look.settings["settings"].items()
         for value in _values(look, "settings", name, entry)
     ]
-    asked += [(None, "property", key, pool) for key, pool in look.settings["default_pools"].items()]
+    return asked + [
+        (None, "property", key, pool) for key, pool in look.settings["default_pools"].items()
+    ]
+
+
+def _asked_of_others(look: _Look, enabling: bool) -> list[dict[str, Any]]:
+    """Settings without which a qube of ours can't name another, or all but those."""
     steps = []
-    for name, group, key, now, value in _unequal(look, asked):
+    for name, group, key, now, value in _unequal(look, _asked(look)):
+        if ((group, value) == ("property", "True") and key in ENABLING) != enabling:
+            continue
         what = f"{name or 'system'}: {_shown(group, key)}"
         steps.append(
             _step(what, _plain(group, now), value, ["change", name, group, key, now, value])
         )
-    kept = {(name, group, key) for name, group, key, _value in asked}
-    return sorted(steps, key=_names_a_qube) + _put_back(look, kept)[0]
+    return steps
 
 
 def _put_back(

@@ -402,6 +402,37 @@ def test_a_qube_of_ours_may_become_a_network_in_the_run_that_names_it(formula, q
     assert not any(answer["changes"] for answer in formula.good().values())
 
 
+def test_what_a_qube_of_ours_names_may_become_what_it_needs_in_the_same_run(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black", pool="varlibqubes")
+    for name in ("sys-vpn", "dvm"):
+        app.add_new_vm("AppVM", name, "red", template="mine", pool="varlibqubes")
+    formula.pillar({})
+    before = formula.snapshot()
+    asked = {
+        **EXAMPLE,
+        "app_qubes": {
+            "work": {"template": CLONE, "properties": {"netvm": "sys-vpn", "default_dispvm": "dvm"}}
+        },
+        "disposables": {"sys-ram": {"template": "dvm"}},
+        "settings": {
+            "sys-vpn": {"properties": {"provides_network": "yes", "memory": 300}},
+            "dvm": {"properties": {"template_for_dispvms": True}},
+        },
+    }
+    dry = formula.apply(asked, test=True)
+    real = formula.good()
+    assert {part: answer["changes"] for part, answer in dry.items()} == {
+        part: answer["changes"] for part, answer in real.items()
+    }
+    assert list(real["settings"]["changes"]) == ["sys-vpn: memory"]
+    assert qubesd.qubes["work"]["properties"] == {"netvm": "sys-vpn", "default_dispvm": "dvm"}
+    assert qubesd.qubes["sys-ram"]["template"] == "dvm"
+    assert not any(answer["changes"] for answer in formula.good().values())
+    assert formula.absent()["result"] is True
+    assert formula.snapshot() == before
+
+
 def test_a_read_only_root_survives_another_template_and_the_way_back(formula, qubesd):
     root = qubesd.qubes["default-dvm"]["volumes"]["root"]
     root["rw"] = False

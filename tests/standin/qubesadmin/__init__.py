@@ -602,6 +602,12 @@ class QubesVM:
             raise exc.QubesValueError(f"The {value} qube does not provide network")
         if key == "netvm":
             self._startable_network(value)
+        if key == "default_dispvm" and value and not self._disposables(value):
+            # core: qubes/vm/__init__.py, validate_disposable_template
+            raise exc.QubesPropertyValueError(
+                f"Cannot set invalid property to qube {self.name!r}, {key} {value!r} has"
+                " template_for_dispvms set to False"
+            )
         if key == "provides_network" and value is False:
             self._unused_network()
         qube = self._qube()
@@ -627,6 +633,9 @@ class QubesVM:
             self._startable_network(default)
         self._qube()["properties"].pop(key, None)
         WORLD.save()
+
+    def _disposables(self, name):
+        return WORLD.qubes[name]["properties"].get("template_for_dispvms", False)
 
     def _startable_network(self, netvm):
         """core: qubes/vm/mix/net.py, on_property_pre_set_netvm, on_property_pre_reset_netvm"""
