@@ -49,6 +49,10 @@ QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm
 MAKING_S = 120
 # Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
 GIVEN = ("name", "label", "template", "klass", "qid", "uuid", "dispid")
+# In a new qube all the same, as soon as qubesd has it (core: qubes/ext/admin.py, gui.py, audio.py;
+# QubesOS/qubes-desktop-linux-common: qubesappmenus/__init__.py, appmenus_init).
+TAGS_OF_QUBESD = ("created-by-", "guivm-", "audiovm-")
+OF_QUBESD = ("menu-items",)
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))
 # What a qube has to be before another may name it (core-admin: qubes/vm/mix/net.py, _setter_netvm;
@@ -421,8 +425,8 @@ class _Look:
         if qube["running"]:
             return "it is running"
         try:
-            made = os.stat(_folder(name, qube["class"])).st_mtime
-        except OSError as error:
+            made = _born(_folder(name, qube["class"]))
+        except CommandExecutionError as error:
             return f"when it was made can't be told: {error}"
         # timestamps of files lag behind the clock by a tick
         if not intent["time"] - 1 <= made <= intent["time"] + MAKING_S:
@@ -436,10 +440,11 @@ class _Look:
         # a disposable has what its template has from the start (core-admin: qubes/vm/dispvm.py)
         model = qube["template"] if qube["class"] == "DispVM" else None
         kept = self.features(model) if model else {}
-        if any(kept.get(key) != value for key, value in self.features(name).items()):
+        given = {key: value for key, value in self.features(name).items() if key not in OF_QUBESD}
+        if any(kept.get(key) != value for key, value in given.items()):
             return "it was given features"
         tags = set(self.tags(name)) - set(self.tags(model) if model else [])
-        if any(not tag.startswith("created-by-") for tag in tags):
+        if any(not tag.startswith(TAGS_OF_QUBESD) for tag in tags):
             return "it was given tags"
         rules = self.firewall(model) if model else ["action=accept"]
         if self.firewall(name) != rules or self.devices(name):
@@ -498,6 +503,20 @@ def _folder(name: str, cls: str) -> str:
     """
     top = os.path.dirname(__salt__["ramboot_config.paths"]()["qubes_xml"])
     return os.path.join(top, "vm-templates" if cls == "TemplateVM" else "appvms", name)
+
+
+def _born(folder: str) -> float:
+    """When a directory was made. qubesd changes what is in it, so that its mtime is another one."""
+    command = ["stat", "--format=%.3W", folder]
+    done = __salt__["cmd.run_all"](command, python_shell=False, env={"LC_ALL": "C"})
+    try:
+        born = float(done["stdout"]) if done["retcode"] == 0 else 0
+    except ValueError:
+        born = 0
+    if not born:
+        # a file system may know none
+        raise CommandExecutionError(f"{folder}: {done['stderr'] or 'no time of birth'}")
+    return born
 
 
 def _settings() -> dict[str, Any]:

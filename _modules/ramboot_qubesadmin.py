@@ -669,7 +669,11 @@ def _asking(what: str) -> Iterator[None]:
     except _refusals() as error:
         # What qubesd does not explain: a value that the API does not take, or a bug; for properties
         # it is an AttributeError as well (client: qubesadmin/exc.py).
-        raise CommandExecutionError(f"{what}: refused without a reason: {error}") from error
+        told = CommandExecutionError(f"{what}: refused without a reason: {error}")
+        # of a qubesd that died at its work there is no answer either (client: qubesadmin/base.py,
+        # _parse_qubesd_response)
+        told.unanswered = isinstance(error, qubesadmin.exc.QubesDaemonAccessError)
+        raise told from error
     except qubesadmin.exc.QubesDaemonCommunicationError as error:
         raise _unanswered(what, error) from error
     except (qubesadmin.exc.QubesException, ValueError) as error:

@@ -15,6 +15,7 @@ put there is a KeyError. The whole of `defaults.yaml` is real, but each of its p
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -221,10 +222,15 @@ def qubesd(world, monkeypatch):
     """The stand-in for qubesd with what a fresh Qubes has; the seam to it is in `world.salt`."""
     module = import_standin(monkeypatch)
     populate(module.WORLD, world.root)
-    world.salt["cmd.run_all"] = lambda command, **options: {
-        "retcode": 0,
-        "stdout": "",
-        "stderr": "",
-    }
+
+    def run_all(command, **_options):
+        done = {"retcode": 0, "stdout": "", "stderr": ""}
+        if command[0] == "stat" and not os.path.isdir(command[-1]):
+            return {**done, "retcode": 1, "stderr": "No such file or directory"}
+        if command[0] == "stat":
+            done["stdout"] = f"{module.WORLD.born[command[-1]]:.3f}"
+        return done
+
+    world.salt["cmd.run_all"] = run_all
     world.module("ramboot_qubesadmin")
     return module.WORLD

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from qubesadmin import exc, firewall
@@ -21,6 +22,7 @@ from qubesadmin import exc, firewall
 DEFAULT = object()
 
 CLASSES = ("AppVM", "DispVM", "StandaloneVM", "TemplateVM")
+TAGS = ("audiovm-dom0", "created-by-dom0", "guivm-dom0")
 LABELS = ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black")
 # name: (type, default). core: qubes/vm/qubesvm.py, qubes/vm/mix/{net,dvmtemplate}.py
 PROPERTIES = {
@@ -77,6 +79,8 @@ class World:
         self.release = "4.3"
         # where each qube has a directory, wherever its volumes lie; None: they have none
         self.base = None
+        # when each was made; not every file system can tell
+        self.born = {}
         self.pools = {}
         self.qubes = {}
         self.system = {}
@@ -359,16 +363,21 @@ class Qubes:
             "template": template,
             "properties": given,
             "features": {k: v for k, v in inherited.items() if not k.startswith("preload-dispvm")},
-            # core: qubes/ext/admin.py
-            "tags": sorted({"created-by-dom0", *(kind["tags"] if cls == "DispVM" else [])}),
+            # core: qubes/ext/admin.py, gui.py, audio.py
+            "tags": sorted({*TAGS, *(kind["tags"] if cls == "DispVM" else [])}),
             "running": False,
             "pci": {},
         }
         if cls == "DispVM" and "firewall" in kind:
             WORLD.qubes[name]["firewall"] = list(kind["firewall"])
+        if kind and "default-menu-items" in kind["features"]:
+            # QubesOS/qubes-desktop-linux-common: qubesappmenus/__init__.py, appmenus_init
+            items = kind["features"]["default-menu-items"]
+            WORLD.qubes[name]["features"].setdefault("menu-items", items)
         # core: qubes/vm/qubesvm.py, create_on_disk
         if WORLD.base:
             WORLD.folder(name).mkdir(parents=True, exist_ok=True)
+            WORLD.born[str(WORLD.folder(name))] = time.time()
         try:
             WORLD.make_volumes(name, pool, pools or {})
         except exc.QubesException:
