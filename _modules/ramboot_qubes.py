@@ -43,8 +43,8 @@ KINDS = {
 CLONES = ("templates", "standalones")
 # Volumes with contents of their own, by what a qube is.
 OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
-# Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py).
-QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
+# Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py, remotevm.py).
+QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm", "relayvm")
 # How long qubesd may take for an empty qube: one that was made later somebody else made.
 MAKING_S = 120
 # Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
@@ -392,6 +392,9 @@ class _Look:
 
     def devices(self, name: str) -> dict[str, dict[str, str]]:
         return self._once("devices", name)
+
+    def backends(self, name: str) -> list[str]:
+        return self._once("backends", name)
 
     def labels(self) -> list[str]:
         return self._once("labels")
@@ -1081,7 +1084,7 @@ def _users(look: _Look, name: str, steps: list[dict[str, Any]]) -> dict[str, str
     changed = {step["what"] for step in steps}
     found: dict[str, str] = {}
     for other, qube in look.qubes.items():
-        if other in (name, "dom0"):
+        if other == name:
             continue
         if qube["template"] == name and f"{other}: template" not in changed:
             found[other] = other
@@ -1090,6 +1093,9 @@ def _users(look: _Look, name: str, steps: list[dict[str, Any]]) -> dict[str, str
             value = look.value(other, key)
             if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
                 found[other] = f"{other} ({key})"
+        # core-admin: qubes/vm/__init__.py, get_provided_assignments
+        if qube["class"] != "RemoteVM" and name in look.backends(other):
+            found[other] = f"{other} (a device)"
     for key in look.property_names(None):
         pool = key.startswith("default_pool")
         if not pool and look.value(None, key)["value"] == name and f"system: {key}" not in changed:

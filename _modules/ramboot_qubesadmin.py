@@ -283,6 +283,26 @@ def devices(name: str) -> dict[str, dict[str, str]]:
         return found
 
 
+def backends(name: str) -> list[str]:
+    """
+    The qubes whose devices, of whatever class, a qube was assigned.
+
+    name
+        a qube.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.backends work
+    """
+    with _asking(f"the devices of {name}"):
+        vm = _qube(_app(), name)
+        given = [item.backend_domain for kind in vm.devices for item in _assigned(vm, kind)]
+        # of one that any qube may have, none
+        return sorted({_text(backend) for backend in given if backend})
+
+
 def pools() -> dict[str, dict[str, str]]:
     """
     The storage pools.
@@ -726,9 +746,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _assigned(vm: Any) -> Iterator[Any]:
+def _assigned(vm: Any, kind: str = "pci") -> Iterator[Any]:
     """What the qube gets at each start; 4.3 calls it assigned, 4.2 persistent."""
-    collection = vm.devices["pci"]
+    collection = vm.devices[kind]
     if hasattr(collection, "get_assigned_devices"):
         return collection.get_assigned_devices()
     return collection.assignments(persistent=True)

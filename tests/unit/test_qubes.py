@@ -67,7 +67,7 @@ class Formula:
     def snapshot(self):
         """All that qubesd knows, and what is recorded."""
         record = self.world.root / "var/lib/ramboot/qubes.json"
-        kept = ("pools", "qubes", "system", "features", "usage", "revisions")
+        kept = ("pools", "qubes", "system", "features", "dom0", "usage", "revisions")
         world = {key: vars(self.qubesd)[key] for key in kept}
         return json.dumps(world, sort_keys=True), record.read_text() if record.exists() else None
 
@@ -560,6 +560,34 @@ def test_a_default_of_the_system_that_names_ours_is_told(formula, qubesd):
     qubesd.system["default_dispvm"] = DVM
     answer = formula.absent()
     assert f"left: {DVM} is in use by the system (default_dispvm)" in answer["comment"]
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("dom0", "dom0 (default_dispvm)"),
+        ("relay", "far (relayvm)"),
+        ("device", "mine (a device)"),
+    ],
+)
+@pytest.mark.parametrize("release", ["4.2", "4.3"])
+def test_whoever_else_makes_qubesd_keep_one_of_ours_is_named(formula, qubesd, release, how, told):
+    qubesd.release = release
+    formula.good(EXAMPLE)
+    app = sys.modules["qubesadmin"].Qubes()
+    if how == "dom0":
+        app.domains["dom0"].default_dispvm = DVM
+    elif how == "relay":
+        remote = {"class": "RemoteVM", "label": "red", "template": None, "running": False}
+        remote |= {"properties": {"relayvm": DVM}, "features": {}, "tags": [], "volumes": {}}
+        qubesd.qubes["far"] = remote | {"pci": {}}
+    else:
+        app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce")
+        qubesd.qubes["mine"]["block"] = {"sda": DVM}
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert f"left: {DVM} is in use by {told} and is left as it is" in answer["comment"].splitlines()
+    assert DVM in qubesd.qubes
 
 
 def test_with_the_record_lost_what_we_made_may_hold_data(formula, qubesd):

@@ -47,6 +47,8 @@ PROPERTIES = {
     "vcpus": ("int", 2),
     "virt_mode": ("str", "pvh"),
 }
+# core: qubes/vm/adminvm.py
+OF_DOM0 = ("default_dispvm", "include_in_backups", "klass", "label", "name", "qid")
 READ_ONLY = ("klass", "qid", "stubdom_xid")
 # core: qubes/app.py; the default_pool_* follow default_pool until they are set
 SYSTEM = {
@@ -86,6 +88,7 @@ class World:
         self.system = {}
         # of dom0
         self.features = {}
+        self.dom0 = {}
         self.fault = None
         self.calls = []
         # apparent pool volume contents of pools without files: {"pool vid": bytes allocated}
@@ -96,7 +99,8 @@ class World:
 
     def save(self):
         if self.path:
-            kept = ("release", "base", "pools", "qubes", "system", "features", "usage", "revisions")
+            kept = ("release", "base", "pools", "qubes", "system", "features", "dom0", "usage")
+            kept += ("revisions",)
             Path(self.path).write_text(json.dumps({key: vars(self)[key] for key in kept}))
 
     def call(self, method, subject):
@@ -459,8 +463,19 @@ class _Domains:
                 qube["template"],
                 qube["properties"].get("netvm"),
                 qube["properties"].get("default_dispvm"),
+                qube["properties"].get("relayvm"),
             ):
                 raise in_use
+        if WORLD.dom0.get("default_dispvm") == name:
+            raise in_use
+        given = [
+            port
+            for other, qube in WORLD.qubes.items()
+            for port, backend in qube.get("block", {}).items()
+            if backend == name != other
+        ]
+        if given:
+            raise exc.QubesVMInUseError(f"VM has devices assigned to other VMs: {', '.join(given)}")
         for volume in WORLD.qubes[name]["volumes"].values():
             file = WORLD.file(volume)
             if file and file.exists():
@@ -482,7 +497,7 @@ class QubesVM:
         self.__dict__["name"] = name
         self.__dict__["features"] = _Features(name)
         self.__dict__["tags"] = _Tags(name)
-        self.__dict__["devices"] = {"pci": _devices(name)}
+        self.__dict__["devices"] = {"pci": _devices(name), "block": _block(name)}
         self.__dict__["firewall"] = _Firewall(name)
 
     def __str__(self):
@@ -493,6 +508,8 @@ class QubesVM:
         return "AdminVM" if self.name == "dom0" else self._qube()["class"]
 
     def _qube(self):
+        if self.name == "dom0":
+            return {"properties": WORLD.dom0, "running": True}
         if self.name not in WORLD.qubes:
             raise exc.QubesPropertyAccessError(self.name)
         return WORLD.qubes[self.name]
@@ -538,7 +555,14 @@ class QubesVM:
         return {key: Volume(self.name, key) for key in self._qube()["volumes"]}
 
     def _types(self):
+        if self.klass == "AdminVM":
+            return {key: PROPERTIES[key] for key in OF_DOM0}
         types = dict(PROPERTIES)
+        if self.klass == "RemoteVM":
+            # core: qubes/vm/remotevm.py
+            return {key: types[key] for key in ("klass", "label", "name", "qid")} | {
+                "relayvm": ("vm", None)
+            }
         if self.klass in ("AppVM", "DispVM"):
             types["template"] = ("vm", None)
         if self.klass == "AppVM":
@@ -759,7 +783,7 @@ class _DevicesBase:
 
     def _pci(self):
         WORLD.call("admin.vm.device.pci", self._name)
-        return WORLD.qubes[self._name]["pci"]
+        return WORLD.qubes[self._name]["pci"] if self._name != "dom0" else {}
 
     def _put(self, port, options):
         if port in self._pci():
@@ -782,7 +806,7 @@ class _Devices43(_DevicesBase):
         from qubesadmin.device_protocol import DeviceAssignment, Port, VirtualDevice
 
         dom0 = Qubes().domains["dom0"]
-        named = WORLD.qubes[self._name].get("pci_ids", {})
+        named = WORLD.qubes.get(self._name, {}).get("pci_ids", {})
         for port, options in self._pci().items():
             device = VirtualDevice(Port(dom0, port, "pci"), named.get(port, "*"))
             yield DeviceAssignment(device, self._name, options, "required")
@@ -825,6 +849,32 @@ class _Devices42(_DevicesBase):
 
     def detach(self, assignment):
         self._take(assignment.ident)
+
+
+def _block(name):
+    return (_Block42 if WORLD.release == "4.2" else _Block43)(name)
+
+
+class _Block43(_DevicesBase):
+    """Devices of other qubes, which tests alone assign: {port: the qube whose it is}."""
+
+    def get_assigned_devices(self):
+        from qubesadmin.device_protocol import DeviceAssignment, Port, VirtualDevice
+
+        domains = Qubes().domains
+        for port, backend in WORLD.qubes.get(self._name, {}).get("block", {}).items():
+            device = VirtualDevice(Port(domains[backend], port, "block"), "*")
+            yield DeviceAssignment(device, self._name, {}, "required")
+
+
+class _Block42(_DevicesBase):
+    def assignments(self, persistent=None):
+        from qubesadmin.devices import DeviceAssignment
+
+        assert persistent is True
+        domains = Qubes().domains
+        for port, backend in WORLD.qubes.get(self._name, {}).get("block", {}).items():
+            yield DeviceAssignment(domains[backend], port, {}, persistent=True)
 
 
 class Volume:
