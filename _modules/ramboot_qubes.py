@@ -117,8 +117,12 @@ def faults() -> list[str]:
             found.append(f"settings:{name}: there is no such qube")
             continue
         found += _value_faults(look, "settings", name, entry, look.qubes[name]["class"])
-    for step in [*_qube_steps(look), *_settings_steps(look)] if not found else []:
+    steps = [*_qube_steps(look), *_settings_steps(look)] if not found else []
+    for step in steps:
         found += _halt_faults(look, step)
+        if users := _needed_by(look, step, steps):
+            told = ", ".join(users.values())
+            found.append(f"{step['what']} can't become {step['new']}: it is needed by {told}")
     return found + _room_faults(look)
 
 
@@ -360,6 +364,22 @@ class _Look:
             if qube["running"] and (other == name or name in self.bases(other))
         ]
 
+    def disposables_running(self, name: str) -> list[str]:
+        """Those on it that qubesd does not halt by itself."""
+        return [
+            other
+            for other, qube in self.qubes.items()
+            if qube["running"]
+            and (qube["class"], qube["template"]) == ("DispVM", name)
+            and other not in self.preloaded(name)
+        ]
+
+    def preloaded(self, name: str) -> list[str]:
+        """Disposables that qubesd started before anybody asked, and takes away by itself (core:
+        qubes/vm/dispvm.py, is_preload).
+        """
+        return self.features(name).get("preload-dispvm", "").split(" ")
+
     def bases(self, name: str) -> list[str]:
         """The qube's template, that one's template, and so on."""
         found: list[str] = []
@@ -395,6 +415,9 @@ class _Look:
 
     def backends(self, name: str) -> list[str]:
         return self._once("backends", name)
+
+    def pci_while_running(self) -> bool:
+        return self._once("pci_while_running")
 
     def labels(self) -> list[str]:
         return self._once("labels")
@@ -769,15 +792,22 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
 
 def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
     """What qubesd changes in a halted qube alone (core-admin: qubes/vm/appvm.py, template;
-    qubes/api/admin.py, rw; qubes/vm/mix/net.py, on_property_pre_set_netvm).
+    qubes/api/admin.py, rw; qubes/vm/mix/net.py, on_property_pre_set_netvm; release4.2:
+    qubes/devices.py, detach), or while no disposable of it runs (qubes/vm/mix/dvmtemplate.py).
     """
     action, *about = step["do"]
     if action not in ("set", "change", "put_back"):
         return []
     name, group, key = about[:3]
+    if (group, key) == ("property", "template") and (above := look.disposables_running(name)):
+        return [
+            f"{name}: its template can't be changed while {', '.join(above)} is running; halt it"
+        ]
     if name is None or not look.qubes[name]["running"]:
         return []
-    if (group, key) in HALTED:
+    taken = group == "pci" and key in look.devices(name) and not look.pci_while_running()
+    if (group, key) in HALTED or taken:
+        key = _shown(group, key)
         return [f"{name}: its {key} can't be changed while it is running; halt it"]
     netvm = _next_netvm(look, name, about[-1]) if (group, key) == ("property", "netvm") else ""
     if netvm and not (netvm in look.qubes and look.qubes[netvm]["running"]):
@@ -786,6 +816,29 @@ def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
             f" halt {name} or start {netvm}"
         ]
     return []
+
+
+def _needed_by(look: _Look, step: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, str]:
+    """Who names a qube that a step would take from what that needs (core-admin:
+    qubes/vm/mix/dvmtemplate.py, __on_pre_set_dvmtemplate; net.py, _setter_provides_network); as in
+    `_users`.
+    """
+    action, *about = step["do"]
+    if action not in ("set", "change", "put_back") or about[1] != "property":
+        return {}
+    name, key, value = about[0], about[2], about[-1]
+    if key not in ENABLING or (value["value"] if isinstance(value, dict) else value) == "True":
+        return {}
+    if key == "template_for_dispvms":
+        return _users(look, name, steps, ("template", "default_dispvm", "management_dispvm"))
+    changed = {other["what"] for other in steps}
+    return {
+        other: f"{other} (netvm)"
+        for other in look.qubes
+        if "netvm" in look.property_names(other)
+        and look.value(other, "netvm")["value"] == name
+        and f"{other}: netvm" not in changed
+    }
 
 
 def _next_netvm(look: _Look, name: str, value: Any) -> str:
@@ -970,7 +1023,8 @@ def _put_back(
 ) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
     """Steps that undo recorded settings, what is left as it is, notes to drop without a step."""
     steps, left, forget = [], [], []
-    for item in look.record["settings"]:
+    # such as devices before the mode that they need
+    for item in reversed(look.record["settings"]):
         name, group, key = item["qube"], item["group"], item["key"]
         what = f"{name or 'system'}: {_shown(group, key)}"
         if (name, group, key) in kept:
@@ -1032,6 +1086,14 @@ def _undo(look: _Look) -> dict[str, Any]:
                 for key in ("skip-update", PROHIBIT)
                 if key in held
             ]
+    late = []
+    for step in [*steps]:
+        if needing := _needed_by(look, step, steps):
+            steps.remove(step)
+            if stays := [told for other, told in needing.items() if other not in gone]:
+                left.append(f"{step['what']} is needed by {', '.join(stays)} and is left as it is")
+            else:
+                late.append(step)
     found += [
         f"{name} is running: halt it, then undo again"
         for name in sorted(gone)
@@ -1046,6 +1108,7 @@ def _undo(look: _Look) -> dict[str, Any]:
         todo.remove(name)
         old = "half-made" if look.standing(name) == "half" else "present"
         steps.append(_step(name, old, None, ["remove", name]))
+    steps += late
     for name in look.record["pools"]:
         named = [
             key
@@ -1076,10 +1139,12 @@ def _undo(look: _Look) -> dict[str, Any]:
     return {"faults": found, "steps": steps, "left": left, "forget": forget}
 
 
-def _users(look: _Look, name: str, steps: list[dict[str, Any]]) -> dict[str, str]:
+def _users(
+    look: _Look, name: str, steps: list[dict[str, Any]], keys: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Who makes qubesd refuse to delete it, and how (core-admin: qubes/app.py,
     on_domain_pre_deleted); "" stands for the system. A step of the same undo that sets the property
-    to something else counts as done.
+    to something else counts as done. With `keys`, by these properties alone.
     """
     changed = {step["what"] for step in steps}
     found: dict[str, str] = {}
@@ -1089,14 +1154,14 @@ def _users(look: _Look, name: str, steps: list[dict[str, Any]]) -> dict[str, str
         if qube["template"] == name and f"{other}: template" not in changed:
             found[other] = other
             continue
-        for key in set(QUBE_VALUED) & set(look.property_names(other)):
+        for key in set(keys or QUBE_VALUED) & set(look.property_names(other)) - {"template"}:
             value = look.value(other, key)
             if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
                 found[other] = f"{other} ({key})"
         # core-admin: qubes/vm/__init__.py, get_provided_assignments
-        if qube["class"] != "RemoteVM" and name in look.backends(other):
+        if not keys and qube["class"] != "RemoteVM" and name in look.backends(other):
             found[other] = f"{other} (a device)"
-    for key in look.property_names(None):
+    for key in [key for key in look.property_names(None) if not keys or key in keys]:
         pool = key.startswith("default_pool")
         if not pool and look.value(None, key)["value"] == name and f"system: {key}" not in changed:
             found[""] = f"the system ({key})"

@@ -303,6 +303,20 @@ def backends(name: str) -> list[str]:
         return sorted({_text(backend) for backend in given if backend})
 
 
+def pci_while_running() -> bool:
+    """
+    Whether qubesd takes a PCI device away from a qube that runs, for its next start; 4.2 does not.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.pci_while_running
+    """
+    with _asking("the devices of dom0"):
+        return hasattr(_qube(_app(), "dom0").devices["pci"], "unassign")
+
+
 def pools() -> dict[str, dict[str, str]]:
     """
     The storage pools.

@@ -1585,6 +1585,70 @@ def test_a_running_qube_can_not_be_connected_to_a_halted_one(formula, qubesd):
     assert "netvm" not in qubesd.qubes["mine"]["properties"]
 
 
+def test_the_template_of_running_disposables_is_not_changed(formula, qubesd):
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template="default-dvm")
+    asked = {**EXAMPLE, "settings": {"default-dvm": {"template": CLONE}}}
+    qubesd.run("disp1")
+    assert check(formula, asked) == [
+        "default-dvm: its template can't be changed while disp1 is running; halt it"
+    ]
+    # qubesd takes those away by itself
+    qubesd.qubes["default-dvm"]["features"]["preload-dispvm"] = "disp1"
+    formula.good(asked)
+
+
+def test_what_others_need_is_not_taken_from_a_qube(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    for name in ("net", "dvm", "mine"):
+        app.add_new_vm("AppVM", name, "red", template="debian-12-xfce")
+    # written out, so that qubesd asks who uses it
+    app.domains["net"].provides_network = False
+    given = {
+        "net": {"properties": {"provides_network": True}},
+        "dvm": {"properties": {"template_for_dispvms": True}},
+    }
+    formula.good({"settings": given})
+    app.domains["mine"].netvm = "net"
+    app.domains["mine"].default_dispvm = "dvm"
+    assert check(formula, {"aliases": "off"}) == [
+        "dvm: template_for_dispvms can't become default: it is needed by mine (default_dispvm)",
+        "net: provides_network can't become False: it is needed by mine (netvm)",
+    ]
+    answer = formula.absent()
+    assert (answer["result"], answer["changes"]) == (True, {})
+    assert answer["comment"].splitlines() == [
+        "nothing to undo",
+        "left: dvm: template_for_dispvms is needed by mine (default_dispvm) and is left as it is",
+        "left: net: provides_network is needed by mine (netvm) and is left as it is",
+    ]
+    del app.domains["mine"]
+    assert set(formula.absent()["changes"]) == {
+        "dvm: template_for_dispvms",
+        "net: provides_network",
+    }
+
+
+def test_devices_go_before_the_mode_that_they_need(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.domains["sys-net"].virt_mode = "pvh"
+    given = {"properties": {"virt_mode": "hvm"}, "pci": {"00_14.0": []}}
+    formula.good({"settings": {"sys-net": given}})
+    assert formula.absent()["result"] is True
+    assert qubesd.qubes["sys-net"]["properties"]["virt_mode"] == "pvh"
+
+
+def test_42_takes_no_device_from_a_running_qube(formula, qubesd):
+    qubesd.release = "4.2"
+    formula.good({"settings": {"sys-net": {"pci": {"00_14.0": []}}}})
+    qubesd.run("sys-net")
+    assert formula.absent()["comment"].splitlines() == [
+        "nothing was changed:",
+        "sys-net: its pci 00_14.0 can't be changed while it is running; halt it",
+    ]
+    qubesd.release = "4.3"
+    assert formula.absent()["result"] is True
+
+
 def test_a_running_qube_can_be_cut_off_its_network(formula, qubesd):
     qubesd.run("default-dvm")
     formula.good({"settings": {"default-dvm": {"properties": {"netvm": None}}}})

@@ -643,10 +643,29 @@ class QubesVM:
             )
         if key == "provides_network" and value is False:
             self._unused_network()
+        if key == "template_for_dispvms" and value is False:
+            self._unused_disposables()
+        if key == "virt_mode":
+            # core: qubes/vm/qubesvm.py, _setter_virt_mode
+            value = value.lower()
+            if value == "pvh" and self._qube()["pci"]:
+                raise exc.QubesPropertyValueError(
+                    "pvh mode can't be set if pci devices are assigned"
+                )
         qube = self._qube()
         if key == "template":
             if qube["running"]:
                 raise exc.QubesVMNotHaltedError(f"Domain is not powered off: '{self.name}'")
+            preloaded = qube["features"].get("preload-dispvm", "").split(" ")
+            if any(
+                other["running"] and other["template"] == self.name and name not in preloaded
+                for name, other in WORLD.qubes.items()
+            ):
+                # core: qubes/vm/mix/dvmtemplate.py
+                raise exc.QubesVMInUseError(
+                    "Cannot change template while there are running disposables based on this"
+                    " disposable template"
+                )
             qube["template"] = value
             root, source = qube["volumes"]["root"], WORLD.qubes[value]["volumes"]["root"]
             # core: qubes/vm/appvm.py, template_changed_update_storage
@@ -664,8 +683,23 @@ class QubesVM:
         default = WORLD.system.get("default_netvm")
         if key == "netvm" and default != str(self.netvm or ""):
             self._startable_network(default)
+        if key == "template_for_dispvms":
+            self._unused_disposables()
         self._qube()["properties"].pop(key, None)
         WORLD.save()
+
+    def _unused_disposables(self):
+        """core: qubes/vm/mix/dvmtemplate.py, __on_pre_set_dvmtemplate"""
+        if not self._disposables(self.name):
+            return
+        named = [WORLD.system.get("default_dispvm"), WORLD.dom0.get("default_dispvm")]
+        for name, qube in WORLD.qubes.items():
+            if name != self.name:
+                named += [qube["template"], qube["properties"].get("default_dispvm")]
+        if self.name in named:
+            raise exc.QubesVMInUseError(
+                "Cannot change template_for_dispvms to False while it is in use"
+            )
 
     def _disposables(self, name):
         return WORLD.qubes[name]["properties"].get("template_for_dispvms", False)
@@ -848,6 +882,11 @@ class _Devices42(_DevicesBase):
         self._put(assignment.ident, assignment.options)
 
     def detach(self, assignment):
+        # core v4.2: qubes/devices.py
+        if WORLD.qubes[self._name]["running"]:
+            raise exc.QubesVMNotHaltedError(
+                "Can not remove a persistent attachment from a non halted vm"
+            )
         self._take(assignment.ident)
 
 
