@@ -251,7 +251,11 @@ def _qube(
             # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
         words = f"pool {volume['pool']}, {words}"
-        if verdict == "disk" and volume["ephemeral"]:
+        encrypted = volume["ephemeral"]
+        if encrypted and qube["running"] and not _encrypted(name, key, volume, pools):
+            encrypted = False
+            words += "; not encrypted: ephemeral was set while it ran, and counts from a start on"
+        if verdict == "disk" and encrypted:
             verdict = "trace"
             words += "; encrypted with a key that goes with the qube"
         elif verdict == "disk" and not volume["rw"]:
@@ -266,7 +270,7 @@ def _qube(
                 "volume": key,
                 "pool": volume["pool"],
                 "device": file or volume["vid"],
-                "ephemeral": volume["ephemeral"],
+                "ephemeral": encrypted,
             }
         )
     if not rows:
@@ -280,6 +284,21 @@ def _qube(
         told.append("its disposables are started before anybody asks")
     told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]
+
+
+def _encrypted(
+    name: str, key: str, volume: dict[str, Any], pools: dict[str, dict[str, str]]
+) -> bool:
+    """Whether a volume of a running qube was encrypted when it was started: its device is there
+    (QubesOS/qubes-core-admin: qubes/storage/__init__.py and lvm.py, encrypted_volume_path).
+    """
+    if pools.get(volume["pool"], {}).get("driver") == "lvm_thin":
+        group, _, lv = volume["vid"].partition("/")
+        device = f"{group.replace('-', '--')}-{lv.replace('-', '--')}@crypt"
+    else:
+        escaped = name.replace("_", "_u").replace("-", "_d")
+        device = f"vm-volatile-{escaped}-crypt@{key}"
+    return device in _device_mapper().values()
 
 
 def _since(qubes: set[str]) -> tuple[list[dict[str, str]], set[str] | None]:

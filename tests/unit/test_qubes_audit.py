@@ -142,6 +142,34 @@ def test_a_low_ram_template_leaves_its_name_at_most(dom0):
     )
 
 
+@pytest.mark.parametrize(
+    ("pool", "device"),
+    [
+        ("vm-pool", "qubes_dom0-vm--my--key_1--volatile@crypt"),
+        ("usb", "vm-volatile-my_dkey_u1-crypt@volatile"),
+    ],
+)
+def test_a_running_qube_is_encrypted_only_if_it_was_started_so(dom0, qubesd, pool, device):
+    qubesd.add_pool("usb", "file", dir_path=f"{dom0.world.root}/mnt/usb")
+    app = sys.modules["qubesadmin"].Qubes()
+    made = {"template": "debian-12-xfce", "pools": {"volatile": pool}}
+    app.add_new_vm("AppVM", "my-key_1", "red", **made).volumes["volatile"].ephemeral = True
+    dom0.in_ram()
+    dom0.mounts.append({"target": f"{dom0.world.root}/mnt", "source": "/dev/dm-1", "fstype": "x"})
+    place = "qube my-key_1 volatile"
+    assert dom0.verdicts()[place] == "trace"
+    # qubesd sets it of one that runs too, and decides at the start
+    qubesd.run("my-key_1")
+    verdict, words = dom0.rows()[place]
+    assert verdict == "disk"
+    assert words.endswith(
+        "; not encrypted: ephemeral was set while it ran, and counts from a start on"
+    )
+    assert [row["ephemeral"] for row in dom0.places() if row["place"] == place] == [False]
+    dom0.mapper("dm-9", device)
+    assert dom0.verdicts()[place] == "trace"
+
+
 # What README's table says of a cell, and what the audit finds.
 FORGOTTEN = {"ram": "forgotten", "disk": "**"}
 LOW_RAM = {"ram": "RAM", "trace": "on the disk, the key in RAM"}
