@@ -551,6 +551,9 @@ def _switches(where: str, value: Any, rule: dict, known: dict, found: list[str])
         if not isinstance(key, str) or not _SERVICE.fullmatch(key):
             found.append(f"{where}: {_show(key)} is not a name of a service")
             continue
+        if key == "meminfo-writer":
+            # qubesd keeps none (QubesOS/qubes-core-admin: qubes/ext/services.py)
+            found.append(f"{where}:{key} follows maxmem; set properties: {{maxmem: 0}} for off")
         checked[key] = _flag(f"{where}:{key}", item, rule, known, found)
     return checked
 

@@ -678,7 +678,8 @@ def _base_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> li
         good = planned == "disposable_templates" or (
             base in look.qubes
             and key in look.property_names(base)
-            and _spelt(_text(asked.get(key, look.value(base, key)["value"])), "False") == "True"
+            and _spelt(key, _text(asked.get(key, look.value(base, key)["value"])), "False")
+            == "True"
         )
         if not good:
             return [f"{where}: {base} is no template of disposables"]
@@ -971,16 +972,22 @@ def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
     for name, group, key, value in asked:
         now = _now(look, name, group, key)
         if group == "property" and now["value"] is not None:
-            value = _spelt(value, now["value"])
+            value = _spelt(key, value, now["value"])
         if not _same(group, now, value):
             found.append((name, group, key, now, value))
     return found
 
 
-def _spelt(value: str, now: str) -> str:
+def _spelt(key: str, value: str, now: str) -> str:
     """A value as qubesd will give it back, told from what is there: yes is True, 0400 is 400
-    (core-admin: qubes/__init__.py, property.bool).
+    (core-admin: qubes/__init__.py, property.bool; qubes/vm/mix/net.py, _setter_mac;
+    qubes/vm/qubesvm.py, _setter_virt_mode, _setter_denied_list).
     """
+    if key in ("mac", "virt_mode"):
+        return value.lower()
+    if key == "devices_denied":
+        # each interface is of seven letters
+        return "".join(sorted({value[at : at + 7] for at in range(0, len(value), 7)}))
     if now in BOOLS:
         return next((key for key, words in BOOLS.items() if value.lower() in words), value)
     whole = re.compile(r"-?\d+", re.ASCII)

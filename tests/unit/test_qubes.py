@@ -360,6 +360,26 @@ def test_values_may_be_written_as_qubesd_reads_them(formula, qubesd):
     assert json.loads(formula.snapshot()[0])["qubes"] == before
 
 
+def test_values_that_qubesd_rewrites_are_not_set_again(formula, qubesd):
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    given = {
+        "devices_denied": "u03****b******u03****",
+        "mac": "00:16:3E:5E:6C:01",
+        "virt_mode": "HVM",
+    }
+    formula.good({"settings": {"sys-net": {"properties": given}}})
+    assert qubesd.qubes["sys-net"]["properties"] == {
+        "provides_network": True,
+        "devices_denied": "b******u03****",
+        "mac": "00:16:3e:5e:6c:01",
+        "virt_mode": "hvm",
+    }
+    assert not any(answer["changes"] for answer in formula.good().values())
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
 def test_values_of_ours_too(formula):
     pillar = {"low_ram": {"low": {"template": "debian-12-xfce", "properties": {"autostart": 1}}}}
     formula.good(pillar)

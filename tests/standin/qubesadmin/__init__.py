@@ -31,11 +31,13 @@ PROPERTIES = {
     "default_dispvm": ("vm", "@default_dispvm"),
     "default_user": ("str", "user"),
     "include_in_backups": ("bool", True),
+    "devices_denied": ("str", ""),
     "installed_by_rpm": ("bool", False),
     "ip": ("str", "10.137.0.5"),
     "kernel": ("str", "1.0"),
     "klass": ("str", None),
     "label": ("label", None),
+    "mac": ("str", "00:16:3e:5e:6c:00"),
     "maxmem": ("int", 4000),
     "memory": ("int", 400),
     "name": ("str", None),
@@ -645,6 +647,12 @@ class QubesVM:
             self._unused_network()
         if key == "template_for_dispvms" and value is False:
             self._unused_disposables()
+        if key == "mac":
+            # core: qubes/vm/mix/net.py, _setter_mac
+            value = value.lower()
+        if key == "devices_denied":
+            # core: qubes/vm/qubesvm.py, _setter_denied_list
+            value = "".join(sorted({value[at : at + 7] for at in range(0, len(value), 7)}))
         if key == "virt_mode":
             # core: qubes/vm/qubesvm.py, _setter_virt_mode
             value = value.lower()
