@@ -14,6 +14,7 @@ that moment and never touched since is what a crash between both left (`_Look.un
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -1280,7 +1281,11 @@ def _do(step: dict[str, Any]) -> list[str]:
 
 
 def _do_add_pool(name: str, entry: dict[str, Any]) -> None:
-    __salt__["ramboot_qubes_record.pool"](name)
+    top = entry["dir_path"]
+    # what the pool makes of it (core-admin: qubes/storage/file.py and reflink.py, setup)
+    folders = [top, *(os.path.join(top, folder) for folder in ("appvms", "vm-templates"))]
+    made = [folder for folder in folders if not os.path.lexists(folder)]
+    __salt__["ramboot_qubes_record.pool"](name, True, made)
     try:
         __salt__["ramboot_qubesadmin.add_pool"](
             name, entry["driver"], {"dir_path": entry["dir_path"]}
@@ -1294,11 +1299,32 @@ def _do_add_pool(name: str, entry: dict[str, Any]) -> None:
 def _do_remove_pool(name: str) -> None:
     if name in __salt__["ramboot_qubesadmin.pools"]():
         __salt__["ramboot_qubesadmin.remove_pool"](name)
+    _remove_empty(__salt__["ramboot_qubes_record.read"]()["folders"].get(name, []))
     __salt__["ramboot_qubes_record.pool"](name, False)
 
 
-def _do_remove(name: str) -> None:
+def _remove_empty(folders: list[str]) -> None:
+    """What is below others comes last in the list; what somebody uses stays."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+def _remove(name: str) -> None:
+    """With the directory of its name, which the driver file leaves (core-admin:
+    qubes/storage/file.py, remove).
+    """
+    pools = __salt__["ramboot_qubesadmin.pools"]()
+    files = [
+        __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), volume)
+        for volume in __salt__["ramboot_qubesadmin.volumes"](name).values()
+    ]
     __salt__["ramboot_qubesadmin.remove"](name)
+    _remove_empty([os.path.dirname(file) for file in files if file])
+
+
+def _do_remove(name: str) -> None:
+    _remove(name)
     if name in __salt__["ramboot_qubesadmin.qubes"]():
         raise CommandExecutionError(f"{name} was deleted without an error and is still there")
     __salt__["ramboot_qubes_record.made"](name, None)
@@ -1398,7 +1424,7 @@ def _unmake(name: str) -> str:
                 return f"{name} itself is not marked as ours and was not touched"
             if look.in_the_way(name):
                 return f"{name} is half-made, was used meanwhile and is left as it is"
-            __salt__["ramboot_qubesadmin.remove"](name)
+            _remove(name)
         __salt__["ramboot_qubes_record.made"](name, None)
     except CommandExecutionError as error:
         return f"{name} is half-made and will be made anew ({error})"

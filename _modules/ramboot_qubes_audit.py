@@ -94,7 +94,11 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
     rows += _new_qubes(lies)
     rows += [
-        _row(f"left over {item['what']}", f"of {item['qube']}, which is no more", "trace")
+        _row(
+            f"left over {item['what']}",
+            f"of {item['qube']}, which is no more",
+            _left_verdict(item, mounts),
+        )
         for item in _orphans(pools)
     ]
     worst = next(
@@ -194,6 +198,12 @@ def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
         # a persistent boot: say what a RAM session would make of it
         words += ", with the root in RAM in a RAM session"
     return kind, words
+
+
+def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
+    """A directory is as good as where it lies; a volume is in LVM's metadata too."""
+    in_ram = item["kind"] == "directory" and _where_file(item["what"], mounts)[0] == "ram"
+    return "ram" if in_ram else "trace"
 
 
 def _where_lvm(config: dict[str, str]) -> tuple[str, str]:

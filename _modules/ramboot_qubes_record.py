@@ -37,8 +37,8 @@ def read() -> dict[str, Any]:
     marked, what qubesd was asked for, {"class", "label", "template", "pools": {volume: pool},
     "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
-    "pci", "key", "old", "new"}], "pools": [names that we added]}; all empty when there is no
-    record.
+    "pci", "key", "old", "new"}], "pools": [names that we added], "folders": {pool: [directories
+    that were not there before]}}; all empty when there is no record.
 
     Raises CommandExecutionError when the file can't be understood.
 
@@ -52,7 +52,7 @@ def read() -> dict[str, Any]:
         with open(_file(), encoding="utf-8") as source:
             found = json.load(source)
     except FileNotFoundError:
-        return {"made": {}, "settings": [], "pools": []}
+        return {"made": {}, "settings": [], "pools": [], "folders": {}}
     except ValueError as error:
         raise CommandExecutionError(
             f"{_file()} is damaged ({error}): without it nobody can tell what ramboot changed on"
@@ -60,7 +60,8 @@ def read() -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
         raise CommandExecutionError(f"{_file()} has another format than this version's; left alone")
-    return found
+    # one that was written before they were noted
+    return {"folders": {}, **found}
 
 
 def exists() -> bool:
@@ -151,12 +152,14 @@ def forget(qube: str | None, group: str, key: str) -> None:
     _write(record)
 
 
-def pool(name: str, present: bool = True) -> None:
+def pool(name: str, present: bool = True, folders: list[str] | None = None) -> None:
     """
     Note that a pool is ours, or is gone.
 
     name, present
         which, and which of both.
+    folders
+        as in `read`.
 
     CLI Example:
 
@@ -166,6 +169,9 @@ def pool(name: str, present: bool = True) -> None:
     """
     record = read()
     record["pools"] = sorted({*record["pools"], name} if present else {*record["pools"]} - {name})
+    record["folders"].pop(name, None)
+    if folders:
+        record["folders"][name] = folders
     _write(record)
 
 

@@ -1396,6 +1396,45 @@ def test_with_varlibqubes_off_the_root_a_pool_on_the_root_serves_there_and_back_
     assert formula.snapshot() == before
 
 
+@pytest.mark.parametrize("driver", ["file", "file-reflink"])
+def test_absent_leaves_no_directories_of_a_pool_of_ours(formula, qubesd, driver):
+    (formula.world.root / "srv").mkdir()
+    top = formula.world.root / "srv/ram"
+    pool = {"dir_path": str(top), "on_root": True, "driver": driver}
+    asked = {**EXAMPLE, "pool": "ram", "file_pools": {"ram": pool}}
+    formula.good(asked)
+    assert (top / "appvms" / DVM).is_dir()
+    assert formula.absent()["result"] is True
+    assert not top.exists()
+    # what was there before, or is in use, stays
+    (top / "appvms").mkdir(parents=True)
+    formula.good(asked)
+    assert formula.absent()["result"] is True
+    assert [path.name for path in top.iterdir()] == ["appvms"]
+    formula.good(asked)
+    (top / "appvms" / DVM / "mine").write_text("")
+    (top / "vm-templates/mine").mkdir()
+    assert formula.absent()["result"] is True
+    found = sorted(str(path.relative_to(top)) for path in top.rglob("*"))
+    assert found == [
+        "appvms",
+        f"appvms/{DVM}",
+        f"appvms/{DVM}/mine",
+        "vm-templates",
+        "vm-templates/mine",
+    ]
+    assert formula.snapshot()[1] is None
+
+
+def test_what_fails_leaves_no_directory_of_its_name_in_a_pool_of_ours(formula, qubesd):
+    (formula.world.root / "srv").mkdir()
+    top = formula.world.root / "srv/ram"
+    pool = {"dir_path": str(top), "on_root": True}
+    formula.fail("admin.vm.volume.CloneTo")
+    formula.apply({**EXAMPLE, "pool": "ram", "file_pools": {"ram": pool}})
+    assert list((top / "vm-templates").iterdir()) == []
+
+
 def test_a_pool_on_lvm_is_no_pool_of_the_ram_root(formula):
     (found,) = check(formula, {**EXAMPLE, "pool": "vm-pool"})
     assert found.startswith("pool vm-pool is lvm_thin, which a RAM session does not copy")

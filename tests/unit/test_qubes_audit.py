@@ -500,6 +500,14 @@ def test_what_is_left_over_is_listed_and_nothing_else(dom0, qubesd):
     )
 
 
+def test_a_directory_that_is_left_over_in_ram_is_no_trace(dom0, qubesd):
+    left = dom0.world.root / "var/lib/qubes/appvms/gone"
+    left.mkdir()
+    assert dom0.verdicts()[f"left over {left}"] == "trace"
+    dom0.in_ram()
+    assert dom0.rows()[f"left over {left}"] == ("ram", "of gone, which is no more")
+
+
 def test_with_nothing_left_over_there_is_no_token(dom0):
     assert dom0.audit.orphans() == {"orphans": [], "token": None}
     with pytest.raises(CommandExecutionError, match="nothing was deleted"):

@@ -482,7 +482,9 @@ class _Domains:
             file = WORLD.file(volume)
             if file and file.exists():
                 file.unlink()
-                if not any(file.parent.iterdir()):
+                # the driver file leaves it (core: qubes/storage/{file,reflink}.py, remove)
+                reflink = WORLD.pools[volume["pool"]]["driver"] == "file-reflink"
+                if reflink and not any(file.parent.iterdir()):
                     file.parent.rmdir()
         # core: qubes/vm/qubesvm.py, remove_from_disk
         if WORLD.base:
