@@ -46,6 +46,9 @@ CLONES = ("templates", "standalones")
 OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
 # Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py, remotevm.py).
 QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm", "relayvm")
+# Those that a preloaded disposable has of its template (core-admin: qubes/app.py,
+# get_qube_prop_deps).
+OF_PRELOADED = {"default_dispvm", "management_dispvm"}
 # How long qubesd may take for an empty qube: one that was made later somebody else made.
 MAKING_S = 120
 # Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
@@ -365,6 +368,14 @@ class _Look:
             if qube["running"] and (other == name or name in self.bases(other))
         ]
 
+    def told_running_on(self, name: str) -> str:
+        # a preloaded one that is halted comes back
+        way_out = " (preloaded: set preload-dispvm-max to 0)"
+        return ", ".join(
+            other + (way_out if other in self.preloaded(self.qubes[other]["template"]) else "")
+            for other in self.running_on(name)
+        )
+
     def disposables_running(self, name: str) -> list[str]:
         """Those on it that qubesd does not halt by itself."""
         return [
@@ -375,11 +386,11 @@ class _Look:
             and other not in self.preloaded(name)
         ]
 
-    def preloaded(self, name: str) -> list[str]:
+    def preloaded(self, name: str | None) -> list[str]:
         """Disposables that qubesd started before anybody asked, and takes away by itself (core:
         qubes/vm/dispvm.py, is_preload).
         """
-        return self.features(name).get("preload-dispvm", "").split(" ")
+        return self.features(name).get("preload-dispvm", "").split(" ") if name else []
 
     def bases(self, name: str) -> list[str]:
         """The qube's template, that one's template, and so on."""
@@ -638,8 +649,8 @@ def _qube_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> li
         found += _shape_faults(look, kind, name, entry)
         if kind == "templates" and name in _to_refresh(look) and look.running_on(name):
             found.append(
-                f"{where}: it is to be copied anew, and {', '.join(look.running_on(name))} is"
-                " running; halt that first"
+                f"{where}: it is to be copied anew, and {look.told_running_on(name)} is running;"
+                " halt that first"
             )
     return found + _value_faults(look, kind, name, entry, KINDS[kind])
 
@@ -1128,7 +1139,9 @@ def _undo(look: _Look) -> dict[str, Any]:
         inside = sorted(
             key
             for key in look.qubes
-            if key not in gone and any(info["pool"] == name for info in look.volumes(key).values())
+            if key not in gone
+            and not any(key in look.preloaded(base) for base in gone)
+            and any(info["pool"] == name for info in look.volumes(key).values())
         )
         if name not in look.pools:
             steps.append(_step(f"pool {name}", "recorded", None, ["remove_pool", name]))
@@ -1159,10 +1172,14 @@ def _users(
     for other, qube in look.qubes.items():
         if other == name:
             continue
-        if qube["template"] == name and f"{other}: template" not in changed:
+        # it goes with its template
+        preloaded = OF_PRELOADED if other in look.preloaded(name) else set()
+        kept = f"{other}: template" not in changed and not preloaded
+        if qube["template"] == name and kept:
             found[other] = other
             continue
-        for key in set(keys or QUBE_VALUED) & set(look.property_names(other)) - {"template"}:
+        named = {*(keys or QUBE_VALUED)} - {"template"} - preloaded
+        for key in named & set(look.property_names(other)):
             value = look.value(other, key)
             if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
                 found[other] = f"{other} ({key})"
@@ -1489,10 +1506,10 @@ def _check_copy(name: str, source: str, before: dict[str, str]) -> None:
 def _do_refresh(name: str, source: str) -> None:
     """Copy the root again; private volumes, of the clone and of what is based on it, stay."""
     look = _Look(_settings())
-    users = look.running_on(name)
-    if users:
+    if look.running_on(name):
         raise CommandExecutionError(
-            f"{name} can't be copied anew while {', '.join(users)} is running; halt that first"
+            f"{name} can't be copied anew while {look.told_running_on(name)} is running; halt that"
+            " first"
         )
     before = look.states(source)
     # without it the copy counts as unfinished

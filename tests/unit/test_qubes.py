@@ -610,6 +610,23 @@ def test_whoever_else_makes_qubesd_keep_one_of_ours_is_named(formula, qubesd, re
     assert DVM in qubesd.qubes
 
 
+def test_preloaded_disposables_go_with_ours(formula, qubesd):
+    (formula.world.root / "srv").mkdir()
+    pool = {"dir_path": f"{formula.world.root}/srv/ram", "on_root": True}
+    formula.pillar({})
+    before = formula.snapshot()
+    formula.good({**EXAMPLE, "pool": "ram", "file_pools": {"ram": pool}})
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("DispVM", "disp1", "red", template=DVM)
+    qubesd.run("disp1")
+    qubesd.qubes[DVM]["features"]["preload-dispvm"] = "disp1"
+    dry = formula.absent(test=True)
+    answer = formula.absent()
+    assert (answer["result"], answer["changes"]) == (True, dry["changes"]), answer
+    assert "left:" not in answer["comment"]
+    assert formula.snapshot() == before
+
+
 def test_with_the_record_lost_what_we_made_may_hold_data(formula, qubesd):
     formula.good(EXAMPLE)
     (formula.world.root / "var/lib/ramboot/qubes.json").unlink()
@@ -1220,6 +1237,18 @@ def test_a_refresh_waits_until_whoever_uses_the_copy_is_halted(formula, qubesd):
     answer = formula.apply()["checked"]
     assert answer["comment"].splitlines()[1:] == [
         f"templates:{CLONE}: it is to be copied anew, and disp1 is running; halt that first"
+    ]
+
+
+def test_a_refresh_tells_how_to_be_rid_of_preloaded_disposables(formula, qubesd):
+    formula.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    qubesd.run("disp1")
+    qubesd.qubes[DVM]["features"]["preload-dispvm"] = "disp1"
+    qubesd.update("debian-12-xfce")
+    assert check(formula, EXAMPLE) == [
+        f"templates:{CLONE}: it is to be copied anew, and disp1 (preloaded: set preload-dispvm-max"
+        " to 0) is running; halt that first"
     ]
 
 

@@ -459,9 +459,12 @@ class _Domains:
         )
         if name in WORLD.system.values():
             raise in_use
+        # core: qubes/app.py, get_qube_prop_deps, and qubes/vm/mix/dvmtemplate.py,
+        # on_dvmtemplate_remove_from_disk
+        preloaded = WORLD.qubes[name]["features"].get("preload-dispvm", "").split()
         for other, qube in WORLD.qubes.items():
             # a qube may name itself
-            if other != name and name in (
+            if other not in (name, *preloaded) and name in (
                 qube["template"],
                 qube["properties"].get("netvm"),
                 qube["properties"].get("default_dispvm"),
@@ -490,6 +493,9 @@ class _Domains:
         if WORLD.base:
             shutil.rmtree(WORLD.folder(name), ignore_errors=True)
         del WORLD.qubes[name]
+        for other in preloaded:
+            WORLD.qubes[other]["running"] = False
+            del self[other]
         WORLD.save()
 
 
