@@ -1471,11 +1471,10 @@ def _make_empty(kind: str, name: str, entry: dict[str, Any], pool: str) -> None:
         raise
     __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"begun {kind} {name}")
     __salt__["ramboot_qubes_record.made"](name, kind)
-    if kind not in ("save", "low_ram", "disposables"):
-        for volume, info in __salt__["ramboot_qubesadmin.volumes"](name).items():
-            # what an older revision holds would be RAM for nothing
-            if info["save_on_stop"] and info["revisions_to_keep"] > 0:
-                __salt__["ramboot_qubesadmin.set_volume"](name, volume, "revisions_to_keep", 0)
+    for volume, info in __salt__["ramboot_qubesadmin.volumes"](name).items():
+        # what an older revision holds would be RAM for nothing
+        if info["pool"] == pool and info["save_on_stop"] and info["revisions_to_keep"] > 0:
+            __salt__["ramboot_qubesadmin.set_volume"](name, volume, "revisions_to_keep", 0)
 
 
 def _fill(kind: str, name: str, source: str) -> None:

@@ -163,6 +163,17 @@ def test_the_clone_holds_what_its_source_holds_without_revisions(formula, qubesd
         assert clone[volume]["revisions_to_keep"] == 0
 
 
+def test_no_volume_in_the_pool_keeps_revisions_and_those_elsewhere_do(formula, qubesd):
+    names = {"low_ram": "low", "save": "save"}
+    asked = {kind: {name: {"template": "debian-12-xfce"}} for kind, name in names.items()}
+    formula.good({**EXAMPLE, **asked})
+    kept = {
+        name: qubesd.qubes[name]["volumes"]["private"]["revisions_to_keep"]
+        for name in (CLONE, DVM, "low", "save")
+    }
+    assert kept == {CLONE: 0, DVM: 0, "low": 0, "save": 1}
+
+
 def test_a_dry_run_says_what_a_real_one_does_and_changes_nothing(formula):
     formula.pillar({})
     before = formula.snapshot()
