@@ -860,6 +860,9 @@ def _next_netvm(look: _Look, name: str, value: Any) -> str:
         return value
     if not value["default"]:
         return value["value"] or ""
+    if look.qubes[name]["class"] == "TemplateVM":
+        # its default is none (core-admin: qubes/vm/templatevm.py)
+        return ""
     default = look.value(None, "default_netvm")["value"] or ""
     return "" if default == look.value(name, "netvm")["value"] else default
 

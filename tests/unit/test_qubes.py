@@ -1748,6 +1748,16 @@ def test_42_takes_no_device_from_a_running_qube(formula, qubesd):
     assert formula.absent()["result"] is True
 
 
+def test_a_running_template_is_cut_off_its_network_again(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "sys-vpn", "red", template="debian-12-xfce").provides_network = True
+    formula.good({"settings": {"debian-12-xfce": {"properties": {"netvm": "sys-vpn"}}}})
+    # what is the default of others is halted
+    qubesd.run("debian-12-xfce")
+    assert formula.absent()["result"] is True
+    assert "netvm" not in qubesd.qubes["debian-12-xfce"]["properties"]
+
+
 def test_a_running_qube_can_be_cut_off_its_network(formula, qubesd):
     qubesd.run("default-dvm")
     formula.good({"settings": {"default-dvm": {"properties": {"netvm": None}}}})

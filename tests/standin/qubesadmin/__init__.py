@@ -568,6 +568,9 @@ class QubesVM:
         if self.klass == "AdminVM":
             return {key: PROPERTIES[key] for key in OF_DOM0}
         types = dict(PROPERTIES)
+        if self.klass == "TemplateVM":
+            # core: qubes/vm/templatevm.py
+            types["netvm"] = ("vm", None)
         if self.klass == "RemoteVM":
             # core: qubes/vm/remotevm.py
             return {key: types[key] for key in ("klass", "label", "name", "qid")} | {
@@ -696,7 +699,7 @@ class QubesVM:
     def __delattr__(self, key):
         WORLD.call("admin.vm.property.Reset", f"{self.name} {key}")
         self._known(key)
-        default = WORLD.system.get("default_netvm")
+        default = WORLD.system.get("default_netvm") if self.klass != "TemplateVM" else None
         if key == "netvm" and default != str(self.netvm or ""):
             self._startable_network(default)
         if key == "template_for_dispvms":
