@@ -155,8 +155,8 @@ def test_the_example_there_and_back_again(dom0):
     gone = qubes_states(dom0.apply("ramboot.absent"))
     assert all(value["result"] is True for value in gone.values()), gone
     assert list(gone["ramboot-qubes-absent"]["changes"]) == [
-        "sys-net: memory",
         "sys-net: firewall rules",
+        "sys-net: memory",
         DVM,
         CLONE,
     ]
