@@ -66,7 +66,7 @@ def test_once_boots_into_ram_a_single_time_and_the_next_boot_knows_nothing_of_it
     dom0.unlock()
     dom0.shell()
     dom0.fail("runuser -u nobody -- ramboot once zram")
-    dom0.succeed("ramboot once zram")
+    dom0.succeed("ramboot once zram", timeout_s=600)
     dom0.poweroff()
     dom0.start()
     dom0.unlock()
