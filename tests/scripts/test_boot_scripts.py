@@ -291,6 +291,7 @@ lvm() {
 }
 initqueue() { printf '%s ' "$@" > "$P/queued"; }
 timeout() { shift 3; "$@"; }
+udevadm() { eval "$SETTLES"; }
 hookdir=$P/hooks
 find_root; printf '%s|%s|%s|%s|%s' $? "$ROOT_KIND" "$SOURCE_DISK" "$ROOT_SPEC" "$reason"
 """
@@ -503,6 +504,47 @@ def test_the_disk_that_opens_has_the_roots_group(shell: Shell, tmp_path: Path) -
     assert noted(tmp_path) == ["dm-0"]
     assert (tmp_path / "queued").exists()
     assert not (tmp_path / "run/ramboot/held").exists()
+
+
+def test_a_disk_that_opens_while_lvm_is_asked_is_the_next_turns(
+    shell: Shell, tmp_path: Path
+) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    lvm_scan_queued(tmp_path, "vdb")
+    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+    links = tmp_path / "dev/disk/by-id"
+    links.mkdir(parents=True)
+    opened = f"dm-uuid-CRYPT-LUKS2-{LUKS.replace('-', '')}-luks-{LUKS}"
+    done = shell(
+        FIND.replace("'pvs -a '*) ", f"'pvs -a '*) : > {links / opened}; "),
+        PVS=TWIN,
+        **asked,
+    )
+    assert (links / opened).exists()
+    assert done.stdout == "1||||"
+    assert noted(tmp_path) == []
+
+
+def test_an_opened_disk_is_looked_at_when_udev_is_done_with_it(
+    shell: Shell, tmp_path: Path
+) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    lvm_scan_queued(tmp_path, "vdb")
+    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+    assert shell(FIND, PVS=TWIN, **asked).stdout == "1||||"
+    luks_mapping(tmp_path)
+    known = tmp_path / "run/udev/data/b254:1"
+    done = shell(
+        FIND,
+        PVS=TWIN + OWN,
+        SETTLES=f'[ "$1" != settle ] || echo E:ID_FS_TYPE=LVM2_member > {known}',
+        **asked,
+    )
+    assert done.stdout.endswith(
+        f"|{OF_TWO}: the root's on /dev/mapper/luks-{LUKS}, another on /dev/vdb"
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ LAYER_RULES="$P/run/udev/rules.d/11-ramboot-layer.rules $P/run/udev/rules.d/59-r
 # volume, or the device with the file system). 1: not there yet. 2: never will be, see reason.
 find_root() {
     local root lv device
+    # Asked once, before anything that udev tells is read: a disk that is opened meanwhile is the
+    # next turn's, and one that is open by now has all its events behind it.
+    LUKS_CLOSED=
+    if luks_to_come; then
+        LUKS_CLOSED=yes
+    else
+        udevadm settle --timeout=30
+    fi
     root=$(getarg root=)
     root=${root#block:}
     [ -n "$root" ] || {
@@ -48,7 +56,7 @@ find_root() {
                 return 2
                 ;;
         esac
-        ! luks_to_come || ! may_wait || return 1
+        [ -z "$LUKS_CLOSED" ] || ! may_wait || return 1
         ROOT_KIND=device
         ROOT_SPEC=$root
         SOURCE_DISK=$(own_name "$device")
@@ -155,11 +163,11 @@ find_lvm_root() {
         ! on_named_luks "$device" || named=$device
     done
     # shellcheck disable=SC2086 # lists of devices
-    if luks_to_come && may_wait; then
+    if [ -n "$LUKS_CLOSED" ] && may_wait; then
         # not while a passphrase is asked for: two questions would take each other's keys
         lvm_hold $devices
         return 1
-    elif [ -z "$named" ] && luks_to_come; then
+    elif [ -z "$named" ] && [ -n "$LUKS_CLOSED" ]; then
         lvm_release
         reason="a LUKS device of the kernel line is still closed: it may hold the root, not$(enumerate $devices)"
         return 2
