@@ -357,14 +357,16 @@ def mkconfig(path: str, settings: dict[str, Any] | None = None) -> None:
     wish = _wish(settings)
     all_mib = wish.max_mib if wish.for_all else None
     _keep(path)
-    _save_state(path, asked_mib=all_mib)
+    asked = _load_state().get(path, {}).get("asked_mib", [])
+    if all_mib and all_mib not in asked:
+        _save_state(path, asked_mib=[*asked, all_mib])
 
     def intend(temporary: str) -> None:
         __salt__["ramboot_record.intend"](path, _sha256(_read_bytes(temporary)))
 
     _generate(path, wish, intend)
     __salt__["ramboot_record.seal"](path)
-    _save_state(path, inputs=_inputs(wish), all_mib=all_mib)
+    _save_state(path, inputs=_inputs(wish), all_mib=all_mib, asked_mib=[])
     _drop_choice(path)
 
 
@@ -550,7 +552,7 @@ def _state_file() -> str:
 
 def _load_state() -> dict[str, dict[str, Any]]:
     """Per grub.cfg: `inputs`, `surroundings` (hashes), `all_mib` (set in every entry, or None) and
-    `asked_mib` (the same, before the attempt).
+    `asked_mib` (the same of each run that was begun since and may have been cut off).
     """
     try:
         return json.loads(_read(_state_file()))
@@ -880,7 +882,7 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")
         _run([_command("script_check"), temporary], f"{left}: grub-script-check failed")
         mine = _load_state().get(path, {})
-        our_mib = {mine.get("all_mib"), mine.get("asked_mib")}
+        our_mib = {mine.get("all_mib"), *mine.get("asked_mib", [])}
         reasons = _refusal(_read(path), _read(temporary), directory, wish, our_mib)
         if reasons:
             said = [line for line in done["stderr"].splitlines() if line.startswith("ramboot: ")]

@@ -798,6 +798,30 @@ def test_a_run_cut_off_before_the_seal_is_finished_by_the_next(machine):
     assert machine.module.pending() == {}
 
 
+@pytest.mark.parametrize("then", [None, 6144])
+def test_what_a_run_cut_off_set_in_every_entry_is_not_taken_for_the_users(machine, then):
+    everywhere(machine)
+    machine.module.set_dom0_mem(10240)
+    machine.install()
+    seal = machine.world.salt["ramboot_record.seal"]
+
+    def cut(path):
+        raise CommandExecutionError("cut off")
+
+    machine.world.salt["ramboot_record.seal"] = cut
+    assert machine.state.config_current("grub.cfg")["result"] is False
+    machine.world.salt["ramboot_record.seal"] = seal
+    assert "dom0_mem=max:10240M" in machine.module.describe(str(machine.path(CFG)))[0]
+    if then:
+        machine.settings["grub"]["dom0_mem_max_mib"] = then
+        machine.module.set_dom0_mem(then)
+    else:
+        machine.settings["grub"]["dom0_mem_scope"] = "entries"
+        machine.module.unset_dom0_mem()
+    applied(machine)
+    assert f"dom0_mem=max:{then or 4096}M" in machine.module.describe(str(machine.path(CFG)))[0]
+
+
 # Undo
 
 
