@@ -947,7 +947,7 @@ def _is_ours(choice: str) -> bool:
 
 def _check_initramfs(kernel: str) -> None:
     """That of an interrupted or failed apply would boot from the disk, and ask nothing."""
-    found = __salt__["ramboot_initramfs.states"]().get(kernel)
+    found = __salt__["ramboot_initramfs.states"](kernel).get(kernel)
     if not found or not found["module"]:
         raise CommandExecutionError(
             f"the initramfs of Linux {kernel} has no ramboot in it; apply the state ramboot"

@@ -111,9 +111,12 @@ def __virtual__() -> str:
 # Questions
 
 
-def states() -> dict[str, dict[str, Any]]:
+def states(kernel: str | None = None) -> dict[str, dict[str, Any]]:
     """
     The initramfs of each installed kernel.
+
+    kernel
+        A version: that kernel's alone.
 
     Returns {kernel: {"image": path, "module": bool (our dracut module is in it), "state":
     "current" | "stale" | "ignored", "reason": sentence or None}}. Rescue images are `ignored`:
@@ -130,12 +133,14 @@ def states() -> dict[str, dict[str, Any]]:
     _check_boot()
     wanted, lacking = _wanted()
     found = {}
-    for kernel in _kernels():
-        image = _image(kernel)
-        found[kernel] = {"image": image, **_state(image, wanted, lacking)}
-    for kernel, image in _rescue().items():
-        reason = "a rescue image, left as the distribution made it"
-        found[kernel] = {"image": image, "module": False, "state": "ignored", "reason": reason}
+    for version in _kernels():
+        if kernel in (None, version):
+            image = _image(version)
+            found[version] = {"image": image, **_state(image, wanted, lacking)}
+    for version, image in _rescue().items():
+        if kernel in (None, version):
+            reason = "a rescue image, left as the distribution made it"
+            found[version] = {"image": image, "module": False, "state": "ignored", "reason": reason}
     return found
 
 

@@ -53,8 +53,8 @@ class Machine:
         world.module("ramboot_record")
         # kernels whose initramfs lacks the module
         self.lacking: set[str] = set()
-        world.salt["ramboot_initramfs.states"] = lambda: {
-            kernel: {"module": kernel not in self.lacking} for kernel in ("6.12.1", "6.6.9")
+        world.salt["ramboot_initramfs.states"] = lambda kernel: {
+            kernel: {"module": kernel not in self.lacking}
         }
         self.module = world.module("ramboot_grub")
         self.state = world.state("ramboot_grub")

@@ -151,6 +151,8 @@ def test_a_kernel_counts_with_modules_and_a_bootable_file(machine, initramfs):
     machine.world.write("/usr/lib/modules/5.0.0/modules.dep")
     machine.world.write("/boot/vmlinuz-5.1.0")
     assert list(initramfs.states()) == ["6.1.0", "6.12.0"]
+    assert list(initramfs.states("6.12.0")) == ["6.12.0"]
+    assert initramfs.states("5.1.0") == {}
 
 
 def test_debians_image_name_is_found_and_used_for_a_kernel_without_image(machine, initramfs):
