@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import ipaddress
 import os
 import re
 from typing import Any
@@ -56,12 +57,14 @@ GIVEN = ("name", "label", "template", "klass", "qid", "uuid", "dispid")
 # In a new qube all the same, as soon as qubesd has it (core: qubes/ext/admin.py, gui.py, audio.py;
 # QubesOS/qubes-desktop-linux-common: qubesappmenus/__init__.py, appmenus_init).
 TAGS_OF_QUBESD = ("created-by-", "guivm-", "audiovm-")
-OF_QUBESD = ("menu-items",)
+# None: whatever it is. The other: in a system without updates of qubes (core: qubes/vm/qubesvm.py).
+OF_QUBESD = {"menu-items": None, "check-updates": ""}
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))
 # What a qube has to be before another may name it (core-admin: qubes/vm/mix/net.py, _setter_netvm;
 # qubes/vm/__init__.py, setter_disposable_template; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
+NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
 # Features that say what is in a template's root: copied again with it.
 OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
                "boot-mode.", "qubes-", "vmexec", "apparmor", "default-menu-items",
@@ -149,11 +152,15 @@ def warnings() -> list[str]:
     look = _Look(_settings())
     found = [told for name, told in _freshness(look).items() if told]
     asked = {name for _kind, name, _entry in look.entries()}
-    found += [
-        f"{name} was made by ramboot, is no longer in the pillar, and stays"
-        for name in sorted(look.record["made"])
-        if name not in asked and name in look.qubes
-    ]
+    for name in sorted(look.record["made"]):
+        if name not in asked and name in look.qubes:
+            left = f"{name} was made by ramboot, is no longer in the pillar, and stays"
+            if look.features(name).get(PROHIBIT, "").startswith(REASON.split(":")[0]):
+                left += (
+                    "; it is no longer copied anew, and gets no updates of its own until its"
+                    f" features skip-update and {PROHIBIT} are taken away"
+                )
+            found.append(left)
     if look.pools.get(look.pool, {}).get("driver") == "file-reflink":
         # core-admin: qubes/storage/reflink.py, _copy_file
         found.append(
@@ -369,12 +376,15 @@ class _Look:
         ]
 
     def told_running_on(self, name: str) -> str:
-        # a preloaded one that is halted comes back
-        way_out = " (preloaded: set preload-dispvm-max to 0)"
-        return ", ".join(
-            other + (way_out if other in self.preloaded(self.qubes[other]["template"]) else "")
-            for other in self.running_on(name)
-        )
+        told = []
+        for other in self.running_on(name):
+            template = self.qubes[other]["template"]
+            if other in self.preloaded(template):
+                # one that is halted comes back
+                holder = self._once("preload_holder", template)
+                other += f" (preloaded: set preload-dispvm-max of {holder} to 0)"
+            told.append(other)
+        return ", ".join(told)
 
     def disposables_running(self, name: str) -> list[str]:
         """Those on it that qubesd does not halt by itself."""
@@ -473,12 +483,16 @@ class _Look:
             pool = intent["pools"].get(key, volume["pool"])
             if volume["pool"] != pool:
                 return f"its {key} volume lies in pool {volume['pool']}, not in {pool}"
-            if volume["save_on_stop"] and (volume["usage"] or volume["revisions"]):
+            if volume["save_on_stop"] and (volume["usage"] or self.revised(volume)):
                 return f"its {key} volume holds data"
         # a disposable has what its template has from the start (core-admin: qubes/vm/dispvm.py)
         model = qube["template"] if qube["class"] == "DispVM" else None
         kept = self.features(model) if model else {}
-        given = {key: value for key, value in self.features(name).items() if key not in OF_QUBESD}
+        given = {
+            key: value
+            for key, value in self.features(name).items()
+            if OF_QUBESD.get(key, ...) not in (None, value)
+        }
         if any(kept.get(key) != value for key, value in given.items()):
             return "it was given features"
         tags = set(self.tags(name)) - set(self.tags(model) if model else [])
@@ -499,19 +513,41 @@ class _Look:
         info = self.volumes(name)[volume]
         return __salt__["ramboot_qubes_pools.state_of"](self.pools.get(info["pool"]), info)
 
-    def states(self, name: str) -> dict[str, str]:
+    def states(self, name: str, without: str | None = None) -> dict[str, str]:
         """The state of each volume that keeps what is written to it."""
         return {
             volume: self.state(name, volume)
             for volume, info in self.volumes(name).items()
-            if info["save_on_stop"]
+            if info["save_on_stop"] and volume != without
         }
+
+    def unfinished(self, name: str) -> str | None:
+        """The volume of a qube of ours that a new copy of it was cut off from: half of it may be
+        there, or none, and it is nobody's data.
+        """
+        again = self.kind_made(name) == "templates" and self.standing(name) == "whole"
+        return "root" if again and SOURCE not in self.features(name) else None
+
+    def kind_made(self, name: str) -> str | None:
+        return self.record["made"].get(name, {}).get("kind")
+
+    def revised(self, info: dict[str, Any]) -> bool:
+        """Whether a volume holds an older state of it. With the driver file two starts of qubesd
+        leave an empty one of an empty volume (core-admin: qubes/tools/qubesd.py, stop_storage;
+        qubes/storage/file.py, commit).
+        """
+        driver = self.pools.get(info["pool"], {}).get("driver")
+        return bool(info["revisions"]) and bool(driver != "file" or info["usage"])
 
     def used_since(self, name: str) -> bool:
         """Whether a qube of ours has been written to since it was made; true when unknown."""
         noted = self.record["made"].get(name, {})
         try:
-            return not noted.get("whole") or self.states(name) != noted["volumes"]
+            if not noted.get("whole"):
+                return True
+            without = self.unfinished(name)
+            then = {key: state for key, state in noted["volumes"].items() if key != without}
+            return self.states(name, without) != then
         except CommandExecutionError:
             return True
 
@@ -524,8 +560,8 @@ class _Look:
         copied = self.record["made"].get(name, {}).get("volumes", {})
         try:
             return any(
-                # nothing of ours leaves a revision (_make_empty)
-                info["revisions"]
+                # nothing of ours leaves one that holds anything (_make_empty)
+                self.revised(info)
                 or info["usage"]
                 and (volume not in copied or copied[volume] not in (None, self.state(name, volume)))
                 for volume, info in self.volumes(name).items()
@@ -738,7 +774,7 @@ def _shape_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> l
             )
     if not found:
         try:
-            look.states(name)
+            look.states(name, look.unfinished(name))
         except CommandExecutionError as error:
             # its deletion was cut off, such as by the power
             found.append(f"{where}: {error}; delete it to have it anew")
@@ -784,8 +820,15 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             found.append(f"{where}:properties:{key}: {cls} has no such property{hint}")
         elif key in QUBE_VALUED and value and value not in known:
             found.append(f"{where}:properties:{key}: there is no qube {value}")
-    if entry.get("default_dispvm", "self") not in {"self", "none", *known}:
-        found.append(f"{where}:default_dispvm: there is no qube {entry['default_dispvm']}")
+        elif value and key in NEEDS and value != name and not _will_be(look, value, NEEDS[key]):
+            found.append(f"{where}:properties:{key}: {value} has no {NEEDS[key]}")
+    dispvm = entry.get("default_dispvm", "self")
+    if dispvm not in {"self", "none", *known}:
+        found.append(f"{where}:default_dispvm: there is no qube {dispvm}")
+    elif dispvm not in ("self", "none", name) and not _will_be(
+        look, dispvm, NEEDS["default_dispvm"]
+    ):
+        found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
     if cls == "AdminVM" and entry["firewall"] is not None:
         found.append(f"{where}:firewall: {name} has no network and no firewall")
     if kind == "save":
@@ -801,6 +844,25 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     if kind == "settings" and entry["template"] and entry["template"] not in known:
         found.append(f"{where}:template: there is no qube {entry['template']}")
     return found
+
+
+def _will_be(look: _Look, name: str, key: str) -> bool:
+    """Whether a property of a qube is true once the pillar is applied."""
+    for kind in (*KINDS, "settings"):
+        entry = look.settings[kind].get(name)
+        if entry is None:
+            continue
+        asked = {k: v for g, k, v in _values(look, kind, name, entry) if g == "property"}
+        if key in asked:
+            return _spelt(key, asked[key], "False") == "True"
+        if name not in look.qubes and kind in (*CLONES, "disposables"):
+            # it has what its source or template has
+            return _will_be(look, entry["source" if kind in CLONES else "template"], key)
+    return (
+        name in look.qubes
+        and key in look.property_names(name)
+        and look.value(name, key)["value"] == "True"
+    )
 
 
 def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
@@ -874,7 +936,7 @@ def _room_faults(look: _Look) -> list[str]:
         for kind, name, entry in look.entries()
         if kind in CLONES and entry["source"] in look.qubes and look.standing(name) != "whole"
     )
-    config = look.pools.get(look.pool, {})
+    config = look.pools.get(look.pool) or _pool_to_come(look)
     for name in _to_refresh(look):
         # the driver file deletes the old root first (core-admin: qubes/storage/file.py,
         # import_volume); file-reflink makes the new one beside it
@@ -887,6 +949,23 @@ def _room_faults(look: _Look) -> list[str]:
     if needed <= free:
         return []
     return [f"pool {look.pool} has {free >> 20} MiB left, and the copies need {needed >> 20} MiB"]
+
+
+def _pool_to_come(look: _Look) -> dict[str, Any]:
+    """A pool that the same run adds first, with the room where it will be (core-admin:
+    qubes/storage/file.py, size, usage).
+    """
+    entry = look.settings["file_pools"].get(look.pool)
+    if entry is None:
+        return {}
+    place = entry["dir_path"]
+    try:
+        there = os.statvfs(place if os.path.isdir(place) else os.path.dirname(place))
+    except OSError:
+        return {}
+    used = there.f_blocks - there.f_bfree
+    sizes = {"size": there.f_frsize * there.f_blocks, "usage": there.f_frsize * used}
+    return {"driver": entry["driver"], **sizes}
 
 
 def _clone_bytes(look: _Look, source: str) -> int:
@@ -995,11 +1074,14 @@ def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
 
 def _spelt(key: str, value: str, now: str) -> str:
     """A value as qubesd will give it back, told from what is there: yes is True, 0400 is 400
-    (core-admin: qubes/__init__.py, property.bool; qubes/vm/mix/net.py, _setter_mac;
+    (core-admin: qubes/__init__.py, property.bool; qubes/vm/mix/net.py, ip, ip6, _setter_mac;
     qubes/vm/qubesvm.py, _setter_virt_mode, _setter_denied_list).
     """
     if key in ("mac", "virt_mode"):
         return value.lower()
+    if key in ("ip", "ip6"):
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(value))
     if key == "devices_denied":
         # each interface is of seven letters
         return "".join(sorted({value[at : at + 7] for at in range(0, len(value), 7)}))
@@ -1057,7 +1139,7 @@ def _put_back(
         now = _now(look, name, group, key)
         if now == item["old"]:
             forget.append((name, group, key))
-        elif _same(group, now, item["new"]):
+        elif any(_same(group, now, one) for one in (item["new"], *item.get("was", []))):
             old, new = _plain(group, now), _plain(group, item["old"])
             steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
         else:
@@ -1210,7 +1292,8 @@ def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tu
         found.append(("property", "template_for_dispvms", "True"))
         words = {"self": name, "none": ""}
         wanted_dispvm = words.get(entry["default_dispvm"], entry["default_dispvm"])
-        found.append(("property", "default_dispvm", wanted_dispvm))
+        if "default_dispvm" not in entry["properties"]:
+            found.append(("property", "default_dispvm", wanted_dispvm))
         # its own place in the menu: entries that start disposables
         # (QubesOS/qubes-desktop-linux-common: qubesappmenus)
         if "appmenus-dispvm" not in entry["features"]:
@@ -1389,6 +1472,7 @@ def _set_property(name: str | None, key: str, value: str) -> None:
 def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> None:
     __salt__["ramboot_qubes_record.changed"](name, group, key, now, value)
     _do_set(name, group, key, value)
+    __salt__["ramboot_qubes_record.done"](name, group, key)
 
 
 def _do_put_back(name: str | None, group: str, key: str, old: Any) -> None:
@@ -1522,6 +1606,7 @@ def _do_refresh(name: str, source: str) -> None:
     for key in {*theirs, *look.features(name)}:
         if key.startswith(OF_THE_ROOT):
             __salt__["ramboot_qubesadmin.set_feature"](name, key, theirs.get(key))
-    __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, before["root"])
+    # in this order: what is cut off between the two is copied once more
     __salt__["ramboot_qubes_record.made"](name, "templates", True, _Look(_settings()).states(name))
+    __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, before["root"])
     __salt__["ramboot_qubesadmin.update_menu"](name, source)

@@ -76,7 +76,8 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows += removed
     stateless = others = 0
     for name, qube in qubes.items():
-        if qube["class"] == "AdminVM":
+        # a qube of another machine has no volume here (core-admin: qubes/vm/remotevm.py)
+        if qube["class"] in ("AdminVM", "RemoteVM"):
             continue
         found = _qube(name, qube, pools, lies, mounts)
         if since is not None:
@@ -289,8 +290,9 @@ def _qube(
     told = [qube["class"], "running" if qube["running"] else "halted"]
     if qube["template"]:
         told.insert(1, f"on {qube['template']}")
-    features = __salt__["ramboot_qubesadmin.features"](name)
-    if features.get("preload-dispvm-max", "0") not in ("", "0"):
+    holder = __salt__["ramboot_qubesadmin.preload_holder"](name)
+    preloads = __salt__["ramboot_qubesadmin.features"](holder)
+    if preloads.get("preload-dispvm-max", "0") not in ("", "0"):
         told.append("its disposables are started before anybody asks")
     told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]

@@ -37,7 +37,8 @@ def read() -> dict[str, Any]:
     marked, what qubesd was asked for, {"class", "label", "template", "pools": {volume: pool},
     "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
-    "pci", "key", "old", "new"}], "pools": [names that we added], "folders": {pool: [directories
+    "pci", "key", "old", "new", "was": [what it was to become before, while "new" may not have been
+    reached]}], "pools": [names that we added], "folders": {pool: [directories
     that were not there before]}}; all empty when there is no record.
 
     Raises CommandExecutionError when the file can't be understood.
@@ -122,12 +123,35 @@ def changed(qube: str | None, group: str, key: str, old: Any, new: Any) -> None:
     record = read()
     for item in record["settings"]:
         if (item["qube"], item["group"], item["key"]) == (qube, group, key):
+            # until it is done the system may have what was to be set before
+            if item["new"] not in (new, *item.get("was", [])):
+                item["was"] = [*item.get("was", []), item["new"]]
             item["new"] = new
             break
     else:
         item = {"qube": qube, "group": group, "key": key, "old": old, "new": new}
         record["settings"].append(item)
     _write(record)
+
+
+def done(qube: str | None, group: str, key: str) -> None:
+    """
+    Note that a setting has the value that it was to become.
+
+    qube, group, key
+        as in `read`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_record.done sys-net tag mine
+    """
+    record = read()
+    for item in record["settings"]:
+        if (item["qube"], item["group"], item["key"]) == (qube, group, key) and "was" in item:
+            del item["was"]
+            _write(record)
 
 
 def forget(qube: str | None, group: str, key: str) -> None:

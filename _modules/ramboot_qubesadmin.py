@@ -177,6 +177,27 @@ def features(name: str) -> dict[str, str]:
         return dict(_qube(_app(), name).features.items())
 
 
+def preload_holder(template: str) -> str:
+    """
+    Whose feature `preload-dispvm-max` says how many disposables are started before anybody asks:
+    for those of the system's default that of dom0, if it is set (core-admin:
+    qubes/vm/mix/dvmtemplate.py, get_feat_preload_max).
+
+    template
+        a disposable template.
+
+    Returns a qube's name, `dom0` or the template's own.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.preload_holder default-dvm
+    """
+    default = properties(None, ["default_dispvm"])["default_dispvm"]["value"]
+    return "dom0" if default == template and "preload-dispvm-max" in features("dom0") else template
+
+
 def tags(name: str) -> list[str]:
     """
     The tags of a qube.

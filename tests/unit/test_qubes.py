@@ -378,6 +378,7 @@ def test_values_that_qubesd_rewrites_are_not_set_again(formula, qubesd):
         "devices_denied": "u03****b******u03****",
         "mac": "00:16:3E:5E:6C:01",
         "virt_mode": "HVM",
+        "ip6": "fd09:24ef:4179:0:0:0:a89:1",
     }
     formula.good({"settings": {"sys-net": {"properties": given}}})
     assert qubesd.qubes["sys-net"]["properties"] == {
@@ -385,10 +386,43 @@ def test_values_that_qubesd_rewrites_are_not_set_again(formula, qubesd):
         "devices_denied": "b******u03****",
         "mac": "00:16:3e:5e:6c:01",
         "virt_mode": "hvm",
+        "ip6": "fd09:24ef:4179::a89:1",
     }
     assert not any(answer["changes"] for answer in formula.good().values())
     assert formula.absent()["result"] is True
     assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
+@pytest.mark.parametrize("way", ["absent", "dropped", "third"])
+def test_a_second_value_that_is_refused_leaves_the_first_and_the_original_known(
+    formula, qubesd, way
+):
+    def asked(memory):
+        return {"settings": {"sys-net": {"properties": {"memory": memory}}}}
+
+    formula.good(asked(300))
+    refused = sys.modules["qubesadmin.exc"].QubesValueError("refused")
+    formula.fail("admin.vm.property.Set", "sys-net memory", refused)
+    for memory in (350, 350, 360):
+        formula.apply(asked(memory))
+    qubesd.fault = None
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 300
+    if way == "third":
+        formula.good(asked(400))
+        # from here on a 300 would be the user's
+        qubesd.qubes["sys-net"]["properties"]["memory"] = 300
+        assert "memory was changed to '300' since" in formula.absent()["comment"]
+    else:
+        formula.good({"settings": {}}) if way == "dropped" else formula.absent()
+        assert "memory" not in qubesd.qubes["sys-net"]["properties"]
+
+
+def test_a_disposable_templates_own_default_dispvm_may_be_a_property(formula, qubesd):
+    asked = json.loads(json.dumps(EXAMPLE))
+    asked["disposable_templates"][DVM]["properties"] = {"default_dispvm": None}
+    formula.good(asked)
+    assert qubesd.qubes[DVM]["properties"]["default_dispvm"] == ""
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
 
 
 def test_values_of_ours_too(formula):
@@ -828,6 +862,8 @@ CUT_OFF = [
 def test_a_half_made_qube_that_was_used_is_not_deleted_unasked(
     formula, qubesd, method, subject, name, volume, how
 ):
+    if how == "revision":
+        qubesd.pools["varlibqubes"]["driver"] = "file-reflink"
     cut_off(formula, qubesd, method, subject)
     if how == "usage":
         qubesd.fill(name, volume, 1 << 16)
@@ -919,6 +955,18 @@ def crash(formula, qubesd, name, error=None, pillar=EXAMPLE):
     qubesd.fault = None
     assert not qubesd.qubes[name]["features"].get("ramboot-made", "").endswith(f" {name}")
     return answers
+
+
+def test_what_qubesd_does_to_a_qube_that_a_crash_left_is_not_taken_for_the_users(formula, qubesd):
+    """In a system without updates of qubes, and at the second start since then."""
+    crash(formula, qubesd, DVM)
+    qubesd.qubes[DVM]["features"]["check-updates"] = ""
+    info = qubesd.qubes[DVM]["volumes"]["private"]
+    qubesd.revisions[f"{info['pool']} {info['vid']}"] = ["old"]
+    formula.good()
+    crash(formula, qubesd, "other", pillar={"app_qubes": {"other": {"template": CLONE}}})
+    qubesd.qubes["other"]["features"]["check-updates"] = "1"
+    assert "it was given features" in formula.apply(test=True)["checked"]["comment"]
 
 
 @pytest.mark.parametrize("name", KIND_OF)
@@ -1049,6 +1097,8 @@ TOUCHED = {
 
 @pytest.mark.parametrize("what", TOUCHED)
 def test_what_somebody_made_or_touched_meanwhile_is_never_removed(formula, qubesd, what):
+    if what == "revision":
+        qubesd.pools["varlibqubes"]["driver"] = "file-reflink"
     crash(formula, qubesd, DVM)
     touch(formula, qubesd, what)
     before = formula.snapshot()[0]
@@ -1251,16 +1301,67 @@ def test_a_refresh_waits_until_whoever_uses_the_copy_is_halted(formula, qubesd):
     ]
 
 
-def test_a_refresh_tells_how_to_be_rid_of_preloaded_disposables(formula, qubesd):
+@pytest.mark.parametrize("holder", [DVM, "dom0"])
+def test_a_refresh_tells_how_to_be_rid_of_preloaded_disposables(formula, qubesd, holder):
     formula.good(EXAMPLE)
+    if holder == "dom0":
+        qubesd.system["default_dispvm"] = DVM
+        qubesd.features["preload-dispvm-max"] = "1"
     sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
     qubesd.run("disp1")
     qubesd.qubes[DVM]["features"]["preload-dispvm"] = "disp1"
     qubesd.update("debian-12-xfce")
     assert check(formula, EXAMPLE) == [
         f"templates:{CLONE}: it is to be copied anew, and disp1 (preloaded: set preload-dispvm-max"
-        " to 0) is running; halt that first"
+        f" of {holder} to 0) is running; halt that first"
     ]
+
+
+@pytest.mark.parametrize("left", ["half of it", "nothing"])
+@pytest.mark.parametrize("then", ["apply", "absent"])
+def test_a_refresh_that_is_cut_off_leaves_nobodys_data(formula, qubesd, left, then):
+    """The driver file deletes the root before it copies (core: qubes/storage/file.py)."""
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce")
+    root = qubesd.file(qubesd.qubes[CLONE]["volumes"]["root"])
+
+    def fault(method, _subject):
+        if method == "admin.vm.volume.CloneTo":
+            root.unlink()
+            if left != "nothing":
+                root.write_bytes(b"half")
+            raise sys.modules["qubesadmin.exc"].StoragePoolException("No space left on device")
+
+    qubesd.fault = fault
+    assert not all(answer["result"] for answer in formula.apply().values())
+    qubesd.fault = None
+    if then == "apply":
+        formula.good()
+        assert root.exists()
+        assert root.read_bytes() != b"half"
+        assert not any(answer["changes"] for answer in formula.good().values())
+    else:
+        assert formula.absent()["result"] is True
+        assert not {CLONE, DVM} & set(qubesd.qubes)
+
+
+def test_a_refresh_that_is_cut_off_at_its_last_note_is_done_again(formula, qubesd):
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce")
+    made = formula.world.salt["ramboot_qubes_record.made"]
+
+    def cut_off(name, kind, *rest, **named):
+        raise KeyboardInterrupt
+
+    formula.world.salt["ramboot_qubes_record.made"] = cut_off
+    with pytest.raises(KeyboardInterrupt):
+        formula.apply()
+    formula.world.salt["ramboot_qubes_record.made"] = made
+    assert CLONE in str(formula.apply(test=True))
+    formula.good()
+    assert not any(answer["changes"] for answer in formula.good().values())
+    assert formula.absent()["result"] is True
+    assert CLONE not in qubesd.qubes
 
 
 # Faults: all at once, before anything is changed
@@ -1495,6 +1596,43 @@ def test_a_pool_directory_that_is_a_link_is_refused(formula, qubesd):
     (top / "vm-templates").symlink_to("/mnt")
     (found,) = check(formula, EXAMPLE)
     assert found.startswith(f"{top}/vm-templates of pool varlibqubes is a link")
+
+
+def test_nor_has_a_pool_that_the_same_run_adds_more_than_its_place(formula, qubesd, monkeypatch):
+    path = formula.world.root / "srv/ram"
+    path.parent.mkdir()
+    there = os.statvfs_result((4096, 4096, 25600, 256, 256, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda place: {str(path.parent): there}[place])
+    asked = {"pool": "ram", "file_pools": {"ram": {"dir_path": str(path), "on_root": True}}}
+    assert check(formula, {**EXAMPLE, **asked}) == [
+        "pool ram has 1 MiB left, and the copies need 3 MiB"
+    ]
+
+
+def test_a_network_or_a_disposable_template_that_is_none_is_told_first(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "personal", "red", template="debian-12-xfce")
+    asked = {
+        "app_qubes": {
+            "work": {"template": CLONE, "properties": {"netvm": "personal"}},
+            "vpn": {
+                "template": CLONE,
+                "properties": {"provides_network": "yes", "default_dispvm": DVM},
+            },
+            "mail": {"template": CLONE, "properties": {"netvm": "vpn", "default_dispvm": "work"}},
+        },
+        "disposable_templates": {
+            DVM: {"template": CLONE},
+            "other": {"template": CLONE, "default_dispvm": "personal"},
+            "third": {"template": CLONE, "default_dispvm": "other"},
+        },
+        "settings": {"personal": {"properties": {"provides_network": False}}},
+    }
+    assert check(formula, {**EXAMPLE, **asked}) == [
+        "disposable_templates:other:default_dispvm: personal has no template_for_dispvms",
+        "app_qubes:work:properties:netvm: personal has no provides_network",
+        "app_qubes:mail:properties:default_dispvm: work has no template_for_dispvms",
+    ]
 
 
 def test_a_pool_without_room_is_told_before_anything_is_copied(formula, qubesd):
@@ -1871,7 +2009,9 @@ def test_a_ram_session_that_would_not_fit_is_told_before(formula):
 def test_a_qube_that_left_the_pillar_is_named(formula):
     formula.good(EXAMPLE)
     answer = formula.good({"aliases": "off"})["checked"]
+    stays = "was made by ramboot, is no longer in the pillar, and stays"
     assert answer["comment"].splitlines()[1:] == [
-        f"{name} was made by ramboot, is no longer in the pillar, and stays"
-        for name in (CLONE, DVM)
+        f"{CLONE} {stays}; it is no longer copied anew, and gets no updates of its own until its"
+        " features skip-update and prohibit-start are taken away",
+        f"{DVM} {stays}",
     ]

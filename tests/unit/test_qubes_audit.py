@@ -118,6 +118,22 @@ def test_disposables_alive_and_preloaded_are_told(dom0, qubesd):
     )
 
 
+def test_preloaded_disposables_of_the_systems_default_are_told(dom0, qubesd):
+    dom0.good(EXAMPLE)
+    told = "its disposables are started before anybody asks"
+    qubesd.system["default_dispvm"] = DVM
+    assert told not in dom0.rows()[f"qube {DVM}"][1]
+    qubesd.features["preload-dispvm-max"] = "1"
+    found = dom0.rows()
+    assert told in found[f"qube {DVM}"][1]
+    assert told not in found["qube default-dvm"][1]
+
+
+def test_a_qube_of_another_machine_is_none_of_this_ones(dom0, qubesd):
+    qubesd.qubes["remote"] = {**qubesd.qubes["sys-net"], "class": "RemoteVM", "volumes": {}}
+    assert "qube remote" not in dom0.rows()
+
+
 def test_a_low_ram_template_leaves_its_name_at_most(dom0):
     dom0.good(
         {

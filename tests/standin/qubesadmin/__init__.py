@@ -10,6 +10,7 @@ is not here is an AttributeError. tests/unit/test_qubesadmin.py holds it against
 after each change, so that a program of its own (salt-call) can be given qubes.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -34,6 +35,7 @@ PROPERTIES = {
     "devices_denied": ("str", ""),
     "installed_by_rpm": ("bool", False),
     "ip": ("str", "10.137.0.5"),
+    "ip6": ("str", ""),
     "kernel": ("str", "1.0"),
     "klass": ("str", None),
     "label": ("label", None),
@@ -658,6 +660,9 @@ class QubesVM:
             self._unused_network()
         if key == "template_for_dispvms" and value is False:
             self._unused_disposables()
+        if key in ("ip", "ip6"):
+            # core: qubes/vm/mix/net.py
+            value = str(ipaddress.ip_address(value))
         if key == "mac":
             # core: qubes/vm/mix/net.py, _setter_mac
             value = value.lower()
