@@ -563,6 +563,11 @@ def test_what_a_bare_group_does_not_wait_for(shell: Shell, tmp_path: Path, why: 
         (tmp_path / "hooks/initqueue/finished/90-crypt.sh").unlink()
     elif why == "not there":  # it may lie in the group itself
         (tmp_path / "dev/disk/by-uuid" / LUKS).unlink()
+        asked["main_loop"] = "19"
+        assert shell(FIND, ROOT="/dev/mapper/qubes_dom0-root", **asked).stdout == "1||||"
+        assert noted(tmp_path) == []
+        job.touch()
+        asked["main_loop"] = "20"
     elif why == "key":  # it may lie in the group itself
         asked["KEY"] = "/key:UUID=1"
     elif why == "another mapping":  # a second encrypted disk may never be opened
@@ -608,6 +613,50 @@ def test_nothing_is_asked_while_another_passphrase_is(
     luks_mapping(tmp_path, LUKS, "dm-1")
     assert shell(FIND, main_loop="4", **asked).stdout == found
     assert noted(tmp_path) == ["dm-0"]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_root_that_comes_while_lvm_is_asked_is_not_left_to_dracuts_scan(
+    shell: Shell, tmp_path: Path, closed: bool
+) -> None:
+    """Another group is there already."""
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    if not closed:
+        luks_mapping(tmp_path, LUKS, "dm-1")
+    job = lvm_scan_queued(tmp_path, "dm-0")
+    asked = {"LUKS": LUKS, "ROOT": "/dev/mapper/qubes_dom0-root", "main_loop": "3"}
+    other = " /dev/dm-0 0 other uuid-3 "
+    known = tmp_path / "run/udev/data/b254:1"
+    comes = "" if closed else f"echo E:ID_FS_TYPE=LVM2_member > {known}; "
+    done = shell(FIND.replace("'pvs -a '*) ", f"'pvs -a '*) {comes}"), PVS=other, **asked)
+    assert (done.stdout, job.exists()) == ("1||||", False)
+    if closed:
+        luks_mapping(tmp_path, LUKS, "dm-1")
+        known.write_text("E:ID_FS_TYPE=LVM2_member\n")
+    (tmp_path / "tmp/.lvm_scan-dm-1").touch()
+    job.touch()
+    mine = OWN.replace("dm-0", "dm-1")
+    assert shell(FIND, PVS=other + "\n" + mine, **asked).stdout == (
+        "0|lvm|/dev/dm-1|qubes_dom0/root|"
+    )
+    assert noted(tmp_path) == ["dm-0", "dm-1"]
+
+
+def test_an_answer_that_lvm_did_not_give_is_asked_for_again(shell: Shell, tmp_path: Path) -> None:
+    physical_volume(tmp_path)
+    luks_device(tmp_path)
+    lvm_scan_queued(tmp_path, "dm-0")
+    asked = {"LUKS": LUKS, "ROOT": "/dev/mapper/qubes_dom0-root", "main_loop": "3"}
+    assert shell(FIND, PVS=OWN, **asked).stdout == "1||||"
+    luks_mapping(tmp_path, LUKS, "dm-1")
+    (tmp_path / "run/udev/data/b254:1").write_text("E:ID_FS_TYPE=LVM2_member\n")
+    failing = FIND.replace("'pvs -a '*) ", "'pvs -a '*) return 5; ")
+    assert shell(failing, PVS=OWN, **asked).stdout == "1||||"
+    # nothing is kept from LVM for that
+    assert noted(tmp_path) == ["dm-0"]
+    assert (tmp_path / "queued").exists()
+    assert shell(FIND, PVS=OWN, **asked).stdout == "0|lvm|/dev/dm-0|qubes_dom0/root|"
 
 
 def test_lvm_gets_the_disk_back_when_the_time_is_up(shell: Shell, tmp_path: Path) -> None:
@@ -711,6 +760,34 @@ def test_a_disk_is_closed_when_its_mapping_is_gone(
         LEFT=left,
     )
     assert done.stdout == ("detached" if detached else "")
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_build_that_fails_when_nobody_scans_any_more_gives_the_volumes_back(
+    shell: Shell, tmp_path: Path, late: bool
+) -> None:
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    phase = text[text.index("\npre_mount() {") : text.index("\ntake_place() {")]
+    run = tmp_path / "run/ramboot"
+    run.mkdir(parents=True, exist_ok=True)
+    if not late:
+        (run / "decided").touch()
+    (run / "status.json").touch()
+    done = shell(
+        "open_disk() { printf 'asked '; }; load_state() { :; }\n"
+        f"volumes_back() {{ printf volumes; }}\n{phase}\npre_mount"
+    )
+    assert done.stdout == ("asked volumes" if late else "asked ")
+
+
+def test_a_disk_whose_volumes_are_active_gets_no_layer(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "sys/class/block/dm-0/holders/dm-1").mkdir(parents=True)
+    done = shell(
+        "modprobe() { :; }; blockdev() { printf 2048; }; kernel_name() { printf dm-0; }\n"
+        'dmsetup() { printf made; }; SOURCE_DISK=/dev/dm-0; layer_up || printf "%s" "$reason"'
+    )
+    assert done.stdout == "something else than ramboot's layer uses /dev/dm-0 already"
+    assert not (tmp_path / "run/ramboot/layer").exists()
 
 
 @pytest.mark.parametrize("stage", ["pre-mount", ""])
@@ -851,6 +928,24 @@ def test_nothing_of_a_disk_that_is_sealed_or_gone_is_mounted(
     else:
         # it is closed
         assert not lvm.exists()
+
+
+@pytest.mark.parametrize("own", ['local {\n\tsystem_id = "a"\n}\n', ""])
+def test_what_the_user_tells_lvm_stays_and_comes_back(
+    shell: Shell, tmp_path: Path, own: str
+) -> None:
+    conf = tmp_path / "etc/lvm/lvmlocal.conf"
+    conf.parent.mkdir(parents=True)
+    if own:
+        conf.write_text(own)
+    layer = 'global_filter=["a|^/dev/mapper/ramboot-layer$|","r|.*|"]'
+    for _ in range(2):
+        shell('layer_lvm_config "$P"')
+        assert conf.read_text().startswith(own)
+        assert layer in conf.read_text().removeprefix(own)
+    for _ in range(2):
+        shell("layer_gives_back")
+        assert (conf.read_text() if own else conf.exists()) == (own or False)
 
 
 def test_lvm_does_not_take_a_detached_disk_up_again_that_luks_does_not_close(
@@ -1904,3 +1999,36 @@ def test_a_timeout_that_is_none_ends_in_a_persistent_boot(
         'decide && printf go || printf "%s" "$reason"'
     )
     assert done.stdout == f"ramboot.timeout={timeout} is not a number of seconds"
+
+
+# --- the dracut module ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "depends"), [(None, "base dm"), ("77initqueue", "base dm initqueue")]
+)
+def test_the_module_has_dracut_wait_for_the_root(
+    tmp_path: Path, there: str | None, depends: str
+) -> None:
+    """A root that lies on neither LUKS nor LVM too."""
+    (tmp_path / "modules.d" / (there or "99base")).mkdir(parents=True)
+    script = (
+        f". {MODULE}/module-setup.sh; depends\n"
+        "inst_multiple() { :; }; inst_simple() { :; }; inst_rules() { :; }; inst_hook() { :; }\n"
+        "ramboot_stamp() { :; }; ramboot_estimate() { :; }\n"
+        "dracut_need_initqueue() { echo waits; }\n"
+        "mkdir -p $initdir/usr/lib/ramboot; install"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={
+            **os.environ,
+            "dracutbasedir": str(tmp_path),
+            "moddir": str(MODULE),
+            "initdir": str(tmp_path / "image"),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [*depends.split(), "waits"]

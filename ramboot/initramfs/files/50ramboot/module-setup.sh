@@ -14,6 +14,8 @@ check() {
 
 depends() {
     echo base dm
+    # a module of its own since dracut 108
+    ! compgen -G "$dracutbasedir/modules.d/*initqueue" > /dev/null || echo initqueue
 }
 
 installkernel() {
@@ -49,6 +51,8 @@ install() {
     # last of pre-mount: nothing but us may come between the proof and the mount
     ramboot_hook pre-mount 95 pre-mount
     ramboot_hook cleanup 90 cleanup
+    # without it nothing waits for a root that lies on neither LUKS nor LVM
+    dracut_need_initqueue
 
     # what the root file system holds today, for the figure at the prompt; the real
     # measurement is made after the answer

@@ -336,7 +336,6 @@ load_state() {
 
 # rescan: LVM's scan was queued for the disk before our layer, or is queued by this.
 rescan() {
-    rm -f /tmp/.lvm_scan-"$(kernel_name "/dev/mapper/$LAYER")"
     udevadm trigger --action=change "$(readlink -f "$SOURCE_DISK")" 2> /dev/null || :
     udevadm settle --timeout=30
 }
@@ -358,13 +357,14 @@ take_back() {
     rm -f $LAYER_RULES
 }
 
-# volumes_back: at pre-mount nobody scans for volumes any more.
+# volumes_back: at pre-mount nobody scans for volumes any more. Without a limit, as systemd waits for
+# the root's.
 volumes_back() {
     local lv
     [ "$ROOT_KIND" = lvm ] || return 0
     for lv in $(getargs rd.lvm.lv); do
         [ -b "/dev/mapper/$(dm_name "$lv")" ] \
-            || timeout -k 5 60 lvm lvchange -ay -K --yes --sysinit "$lv" > /dev/null 2>&1 \
+            || lvm lvchange -ay -K --yes --sysinit "$lv" > /dev/null 2>&1 \
             || warn "the volume $lv could not be activated"
     done
     udevadm settle --timeout=30
@@ -409,7 +409,9 @@ behind_layer() {
 }
 
 pre_mount() {
-    # root= on a partition: there was no quiet moment in the initqueue
+    local late=
+    # there was no quiet moment in the initqueue
+    [ -e "$RUN/decided" ] || late=yes
     open_disk
     load_state
     [ "$ST_BACKEND" != overlay ] || [ -e "$RUN/ready" ] || [ -e "$RUN/status.json" ] || build || {
@@ -424,6 +426,7 @@ pre_mount() {
             ST_REQUESTED=$(printable "$(getarg ramboot= || printf ask)")
             persistent
         }
+        [ -z "$late" ] || volumes_back
         return 0
     }
     phase handover
@@ -481,7 +484,8 @@ remove_units() {
 
 cleanup() {
     remove_units || :
-    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/pvs" "$RUN/exclude"
+    rm -f "$RUN/decided" "$RUN/state" "$RUN/seconds" "$RUN/pvs-seen" "$RUN/pvs" "$RUN/exclude" \
+        "$RUN/lvmlocal"
     rmdir "$RUN/source" "$RUN/root" 2> /dev/null || :
 }
 

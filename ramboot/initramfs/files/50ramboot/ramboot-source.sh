@@ -15,6 +15,8 @@ LAYER_CHUNK=128
 # More arguments for dm-snapshot, their number first.
 LAYER_OPTIONS=
 LAYER_ALGORITHM=
+# A thin pool is checked whenever it is activated or deactivated, which takes minutes with a large one.
+LVM_LIMIT_S=1800
 # For a root that lies on no LVM: keep udev off the disk below the layer, here and in the session.
 # Both between lvm2's 10-dm.rules and 13-dm-disk.rules, which Debian calls 55-dm.rules and
 # 60-persistent-storage-dm.rules, for the disk may be a LUKS mapping.
@@ -143,21 +145,36 @@ own_name() {
     fi
 }
 
+# volumes_seen: what udev knows as physical volumes.
+volumes_seen() {
+    grep -l '^E:ID_FS_TYPE=LVM2_member' "$P"/run/udev/data/b* 2> /dev/null
+}
+
 # find_lvm_root VG/LV: the physical volume under it. LVM is asked only when udev has seen a
 # physical volume that it had not seen before, for each call takes a while.
 find_lvm_root() {
     local seen pvs devices device named=''
-    seen=$(grep -l '^E:ID_FS_TYPE=LVM2_member' "$P"/run/udev/data/b* 2> /dev/null)
+    seen=$(volumes_seen)
     [ -n "$seen" ] || return 1
     mkdir -p "$RUN"
     if [ "$seen" != "$(cat "$RUN/pvs-seen" 2> /dev/null)" ]; then
-        printf '%s' "$seen" > "$RUN/pvs-seen"
-        # -a: with copies of a physical volume, of which LVM would use one
-        timeout -k 5 60 lvm pvs -a --nolocking --noheadings --separator ' ' \
-            -o pv_name,vg_missing_pv_count,vg_name,vg_uuid,pv_duplicate > "$RUN/pvs" 2> /dev/null
+        # -a: with copies of a physical volume, of which LVM would use one. No answer: asked again.
+        if timeout -k 5 60 lvm pvs -a --nolocking --noheadings --separator ' ' \
+            -o pv_name,vg_missing_pv_count,vg_name,vg_uuid,pv_duplicate > "$RUN/pvs" 2> /dev/null \
+            || [ -s "$RUN/pvs" ]; then
+            printf '%s' "$seen" > "$RUN/pvs-seen"
+        fi
     fi
     pvs=$(awk -v vg="${1%%/*}" '$3 == vg { print $1, $2, $4 $5 }' "$RUN/pvs")
-    [ -n "$pvs" ] || return 1
+    [ -n "$pvs" ] || {
+        # dracut's scan would take the root's, which a LUKS device holds or which came meanwhile
+        if { [ -n "$LUKS_CLOSED" ] && may_wait; } || [ "$seen" != "$(volumes_seen)" ]; then
+            lvm_hold
+        else
+            lvm_release
+        fi
+        return 1
+    }
     devices=$(printf '%s\n' "$pvs" | cut -d ' ' -f 1)
     for device in $devices; do
         ! on_named_luks "$device" || named=$device
@@ -254,6 +271,12 @@ layer_up() {
         reason="the size of $SOURCE_DISK can't be read"
         return 1
     }
+    # a volume that is active already would stay on the disk: LVM goes by its UUID
+    set -- "$P/sys/class/block/$(kernel_name "$SOURCE_DISK")/holders"/*
+    [ ! -e "$1" ] || {
+        reason="something else than ramboot's layer uses $SOURCE_DISK already"
+        return 1
+    }
     mkdir -p "$RUN"
     : > "$RUN/layer"
     layer_store || return 1
@@ -296,7 +319,7 @@ layer_store() {
 # layer_lvm COMMAND...: LVM that sees the layer and nothing else; the disk has the same
 # physical volume. A devices file would make it ignore the filter.
 layer_lvm() {
-    try 120 lvm "$@" --config "$(layer_lvm_devices) activation{monitoring=0}"
+    try "$LVM_LIMIT_S" lvm "$@" --config "$(layer_lvm_devices) activation{monitoring=0}"
 }
 
 # layer_lvm_devices [NAME]: LVM configuration with the layer, or NAME, as the only device there is.
@@ -319,11 +342,15 @@ layer_volumes() {
     done
 }
 
-# layer_lvm_config ROOT [NAME]: for the LVM there. lvmlocal.conf comes last (lvm.conf(5)).
+# layer_lvm_config ROOT [NAME]: for the LVM there. lvmlocal.conf comes last (lvm.conf(5)), and in it
+# what comes last; what else it holds, such as a system ID, stays in force.
 layer_lvm_config() {
-    mkdir -p "$1/etc/lvm" && rm -f "$1/etc/lvm/lvmlocal.conf" \
-        && printf '# RAM session: the disk is reached through this device alone\n%s\n' "$(layer_lvm_devices "${2:-}")" \
-            > "$1/etc/lvm/lvmlocal.conf" || {
+    local conf="$1/etc/lvm/lvmlocal.conf" own=/dev/null
+    [ ! -f "$conf" ] || own=$conf
+    { [ "$1" != "$P" ] || [ -e "$RUN/lvmlocal" ] || cat "$own" > "$RUN/lvmlocal"; } && mkdir -p "$1/etc/lvm" && {
+        cat "$own" && printf '\n# RAM session: the disk is reached through this device alone\n%s\n' \
+            "$(layer_lvm_devices "${2:-}")"
+    } > "$conf.ramboot" && mv -f "$conf.ramboot" "$conf" || {
         reason='LVM could not be told of the layer'
         return 1
     }
@@ -351,7 +378,7 @@ lvm_sees_alone() {
 # layer_stays: the layer is the root's from here on, no longer ours alone.
 layer_stays() {
     local device
-    layer_volumes && layer_lvm_config '' || return 1
+    layer_volumes && layer_lvm_config "$P" || return 1
     mv "$RUN/layer" "$RUN/layer-kept"
     [ "$ROOT_KIND" = lvm ] || {
         layer_takes_links
@@ -411,7 +438,11 @@ layer_rules() {
 # layer_gives_back: from the next event on links and LVM are the disk's again. 10-dm.rules takes the
 # flags of the last event over; they have to be emptied.
 layer_gives_back() {
-    rm -f /etc/lvm/lvmlocal.conf
+    if [ -e "$RUN/lvmlocal" ]; then
+        rm -f "$P/etc/lvm/lvmlocal.conf"
+        [ ! -s "$RUN/lvmlocal" ] || cat "$RUN/lvmlocal" > "$P/etc/lvm/lvmlocal.conf"
+        rm -f "$RUN/lvmlocal"
+    fi
     [ ! -e "${LAYER_RULES%% *}" ] || layer_rules ''
 }
 

@@ -32,19 +32,26 @@ luks_ids() {
     done
 }
 
-# luks_to_come: whether a LUKS device of the kernel line is there and closed, and dracut waits for it
-# to be opened (90-crypt.sh), so that waiting for it as well holds up nothing. One that is not there
-# may lie in the very volume group, or its key may.
+# How many of dracut's turns a LUKS device of the kernel line may take to appear: ten seconds.
+LUKS_TURNS=20
+
+# luks_to_come: whether a LUKS device of the kernel line is closed, and dracut waits for it to be
+# opened (90-crypt.sh), so that waiting for it as well holds up nothing. One that is not there comes
+# late, or lies in the very volume group, as its key may.
 luks_to_come() {
     local id
     [ -e "$hookdir/initqueue/finished/90-crypt.sh" ] && [ -z "$(getargs rd.luks.key)" ] || return 1
     for id in $(luks_ids); do
         set -- "$P"/dev/disk/by-uuid/*"$id"*
-        [ -e "$1" ] || continue
+        [ -e "$1" ] || may_appear || continue
         set -- "$P"/dev/disk/by-id/dm-uuid-CRYPT-LUKS?-*"$(printf '%s' "$id" | tr -d -)"*
         [ -e "$1" ] || return 0
     done
     return 1
+}
+
+may_appear() {
+    is_number "${main_loop:-}" && [ "$main_loop" -lt "$LUKS_TURNS" ]
 }
 
 # may_wait: dracut counts its turns while it neither asks for a passphrase nor has anything to do;
@@ -53,7 +60,7 @@ may_wait() {
     is_number "${main_loop:-}" && [ $((main_loop * 3)) -lt "${RDRETRY:-360}" ]
 }
 
-# lvm_hold DEVICE...: dracut's lvm_scan leaves them alone. It sees what 64-lvm.rules noted in /tmp, or
+# lvm_hold [DEVICE...]: dracut's lvm_scan leaves them alone, and is put off. It sees what 64-lvm.rules noted in /tmp, or
 # everything where lvm.conf has a filter.
 lvm_hold() {
     local device note
@@ -114,7 +121,7 @@ twin_boot() {
     [ -n "$TWIN_ROOT" ] || return 0
     for lv in $(getargs rd.lvm.lv); do
         [ "${lv%%/*}" = "${ROOT_SPEC%%/*}" ] || continue
-        try 120 lvm lvchange -ay -K --yes --sysinit "$lv" \
+        try "$LVM_LIMIT_S" lvm lvchange -ay -K --yes --sysinit "$lv" \
             --config "$(lvm_devices "$(readlink -f "$TWIN_ROOT")") activation{monitoring=0}" \
             || warn "the volume $lv could not be activated: $reason"
     done
