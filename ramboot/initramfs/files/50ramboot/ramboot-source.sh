@@ -343,11 +343,15 @@ layer_volumes() {
 }
 
 # layer_lvm_config ROOT [NAME]: for the LVM there. lvmlocal.conf comes last (lvm.conf(5)), and in it
-# what comes last; what else it holds, such as a system ID, stays in force.
+# the value that comes last (lvm2: libdm/libdm-config.c, _section); what else it holds, such as a
+# system ID, stays in force.
 layer_lvm_config() {
     local conf="$1/etc/lvm/lvmlocal.conf" own=/dev/null
     [ ! -f "$conf" ] || own=$conf
-    { [ "$1" != "$P" ] || [ -e "$RUN/lvmlocal" ] || cat "$own" > "$RUN/lvmlocal"; } && mkdir -p "$1/etc/lvm" && {
+    {
+        # the initramfs gets its own back (layer_gives_back)
+        [ "$1" != "$P" ] || [ -e "$RUN/lvmlocal" ] || cat "$own" > "$RUN/lvmlocal"
+    } && mkdir -p "$1/etc/lvm" && {
         cat "$own" && printf '\n# RAM session: the disk is reached through this device alone\n%s\n' \
             "$(layer_lvm_devices "${2:-}")"
     } > "$conf.ramboot" && mv -f "$conf.ramboot" "$conf" || {

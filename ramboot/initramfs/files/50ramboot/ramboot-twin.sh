@@ -60,8 +60,8 @@ may_wait() {
     is_number "${main_loop:-}" && [ $((main_loop * 3)) -lt "${RDRETRY:-360}" ]
 }
 
-# lvm_hold [DEVICE...]: dracut's lvm_scan leaves them alone, and is put off. It sees what 64-lvm.rules noted in /tmp, or
-# everything where lvm.conf has a filter.
+# lvm_hold [DEVICE...]: dracut's lvm_scan leaves them alone, and is put off. It sees what 64-lvm.rules
+# noted in /tmp, or everything where lvm.conf has a filter.
 lvm_hold() {
     local device note
     mkdir -p "$RUN/held"
