@@ -1999,36 +1999,3 @@ def test_a_timeout_that_is_none_ends_in_a_persistent_boot(
         'decide && printf go || printf "%s" "$reason"'
     )
     assert done.stdout == f"ramboot.timeout={timeout} is not a number of seconds"
-
-
-# --- the dracut module ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("there", "depends"), [(None, "base dm"), ("77initqueue", "base dm initqueue")]
-)
-def test_the_module_has_dracut_wait_for_the_root(
-    tmp_path: Path, there: str | None, depends: str
-) -> None:
-    """A root that lies on neither LUKS nor LVM too."""
-    (tmp_path / "modules.d" / (there or "99base")).mkdir(parents=True)
-    script = (
-        f". {MODULE}/module-setup.sh; depends\n"
-        "inst_multiple() { :; }; inst_simple() { :; }; inst_rules() { :; }; inst_hook() { :; }\n"
-        "ramboot_stamp() { :; }; ramboot_estimate() { :; }\n"
-        "dracut_need_initqueue() { echo waits; }\n"
-        "mkdir -p $initdir/usr/lib/ramboot; install"
-    )
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={
-            **os.environ,
-            "dracutbasedir": str(tmp_path),
-            "moddir": str(MODULE),
-            "initdir": str(tmp_path / "image"),
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == [*depends.split(), "waits"]

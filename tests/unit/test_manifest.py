@@ -109,31 +109,53 @@ def test_the_shipped_manifest_is_up_to_date():
 
 
 # dracut's functions, as far as they put files into the image
-INSTALL = r"""
+DRACUT = r"""
 inst_simple() { command install -D "$1" "$initdir${2-$1}"; }
 inst_rules() { inst_simple "$1" "/etc/udev/rules.d/${1##*/}"; }
 inst_multiple() { :; }
 inst_hook() { :; }
+dracut_need_initqueue() { echo waits; }
 . "$moddir/module-setup.sh"
-install
 """
 
 
-def test_what_module_setup_stamps_is_what_the_manifest_expects(tmp_path):
-    done = subprocess.run(
-        ["bash", "-c", INSTALL],
-        env={
-            "PATH": os.environ["PATH"],
-            "moddir": str(REPO / FILES),
-            "initdir": str(tmp_path),
-            "dracutsysrootdir": str(tmp_path),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr == ""
+@pytest.fixture
+def dracut(tmp_path):
+    """Runs functions of module-setup.sh; returns the words that they print."""
+
+    def run(functions: str) -> list[str]:
+        done = subprocess.run(
+            ["bash", "-c", DRACUT + functions],
+            env={
+                "PATH": os.environ["PATH"],
+                "moddir": str(REPO / FILES),
+                "initdir": str(tmp_path),
+                "dracutsysrootdir": str(tmp_path),
+                "dracutbasedir": str(tmp_path),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    return run
+
+
+def test_what_module_setup_stamps_is_what_the_manifest_expects(tmp_path, dracut):
+    dracut("install")
     stamp = (tmp_path / "usr/lib/ramboot/stamp").read_text().splitlines()
     lines = (REPO / FILES / "manifest").read_text().splitlines()
     fields = [line.split() for line in lines if "/50ramboot/" in line]
     assert sorted(stamp) == sorted(f"{line[0]}  {line[3].lstrip('/')}" for line in fields)
+
+
+@pytest.mark.parametrize(
+    ("module", "depends"), [("99base", "base dm"), ("77initqueue", "base dm initqueue")]
+)
+def test_dracut_waits_for_a_root_that_lies_on_neither_luks_nor_lvm(
+    tmp_path, dracut, module, depends
+):
+    (tmp_path / "modules.d" / module).mkdir(parents=True)
+    assert dracut("depends; install") == [*depends.split(), "waits"]
