@@ -306,10 +306,17 @@ def set_dom0_mem(max_mib: int) -> bool:
         f'GRUB_CMDLINE_XEN_DEFAULT="$GRUB_CMDLINE_XEN_DEFAULT dom0_mem=max:{max_mib}M"\n'
         f"{_END}\n"
     )
+
+    def try_and_note(temporary: str) -> None:
+        _try_default(path, temporary, f"dom0_mem=max:{max_mib}M")
+        # before the rename: a kernel update may come before the next run
+        for config in configs():
+            _note_asked(config, max_mib)
+
     _replace(
         path,
         rest + (b"\n" if joined else b"") + new.encode(),
-        check=lambda temporary: _try_default(path, temporary, f"dom0_mem=max:{max_mib}M"),
+        check=try_and_note,
     )
     return True
 
@@ -357,9 +364,8 @@ def mkconfig(path: str, settings: dict[str, Any] | None = None) -> None:
     wish = _wish(settings)
     all_mib = wish.max_mib if wish.for_all else None
     _keep(path)
-    asked = _load_state().get(path, {}).get("asked_mib", [])
-    if all_mib and all_mib not in asked:
-        _save_state(path, asked_mib=[*asked, all_mib])
+    if all_mib:
+        _note_asked(path, all_mib)
 
     def intend(temporary: str) -> None:
         __salt__["ramboot_record.intend"](path, _sha256(_read_bytes(temporary)))
@@ -521,6 +527,17 @@ def _surroundings() -> str:
     return digest.hexdigest()
 
 
+def _note_asked(path: str, mib: int) -> None:
+    asked = _load_state().get(path, {}).get("asked_mib") or []
+    if mib not in asked:
+        _save_state(path, asked_mib=[*asked, mib])
+
+
+def _our_mib(mine: dict[str, Any]) -> set[int | None]:
+    """The maxima that we set, or may have set, in every entry."""
+    return {mine.get("all_mib"), *(mine.get("asked_mib") or [])}
+
+
 def _keep(path: str) -> None:
     """Record grub.cfg as it was before us, and what it was made from.
 
@@ -539,9 +556,9 @@ def _undo_action(path: str, state: dict[str, Any]) -> str:
     verdict = __salt__["ramboot_record.verdict"](path)
     if verdict == "ours" and mine.get("surroundings") == _surroundings():
         return "restored"
-    token = f"dom0_mem=max:{mine.get('all_mib')}M"
+    tokens = {f"dom0_mem=max:{mib}M" for mib in _our_mib(mine)}
     menu = _parse(_read(path))
-    if verdict == "ours" or any(entry.ours or entry.dom0_mem == token for entry in menu):
+    if verdict == "ours" or any(entry.ours or entry.dom0_mem in tokens for entry in menu):
         return "generated"
     return "cleared" if _is_ours(_chosen(path)) else "nothing"
 
@@ -768,11 +785,17 @@ def _mismatch(menu: list[_Entry], wish: _Wish) -> list[str]:
 
 
 def _refusal(
-    old: str, new: str, directory: str, wish: _Wish, our_mib: set[int | None]
+    old: str,
+    new: str,
+    directory: str,
+    wish: _Wish,
+    our_mib: set[int | None],
+    handmade: bool,
 ) -> list[str]:
     """Why a freshly generated grub.cfg must not replace the old one; empty when it may.
 
-    our_mib: the maxima that we ask or asked for in every entry.
+    our_mib: the maxima that we ask or asked for in every entry. handmade: the old one is not as
+    we made it.
     """
     menu = _parse(new)
     if not any(entry.boots_xen and not entry.ours for entry in menu):
@@ -780,7 +803,7 @@ def _refusal(
     reasons = _mismatch(menu, wish)
     moved = _moved(_without_ours(new), new, directory)
     reasons += [moved] if moved else []
-    reasons += _lost(_parse(old), menu, our_mib)
+    reasons += _lost(_parse(old), menu, our_mib) if handmade else []
     now, _ = _default(new, directory)
     before, _ = _default(old, directory)
     if before and now and not before.ours and before.path != now.path:
@@ -881,9 +904,10 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
     try:
         done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")
         _run([_command("script_check"), temporary], f"{left}: grub-script-check failed")
-        mine = _load_state().get(path, {})
-        our_mib = {mine.get("all_mib"), *mine.get("asked_mib", [])}
-        reasons = _refusal(_read(path), _read(temporary), directory, wish, our_mib)
+        # in one that we made there is nothing that stands in no setting
+        handmade = __salt__["ramboot_record.verdict"](path) != "ours"
+        our_mib = _our_mib(_load_state().get(path, {}))
+        reasons = _refusal(_read(path), _read(temporary), directory, wish, our_mib, handmade)
         if reasons:
             said = [line for line in done["stderr"].splitlines() if line.startswith("ramboot: ")]
             default = _paths()["grub_default"]

@@ -160,9 +160,12 @@ def boot_fault() -> str | None:
     return f"{paths['boot']} has no kernel of those in {paths['kernels']}: is it mounted?"
 
 
-def room_faults() -> list[str]:
+def room_faults(changing: bool = False) -> list[str]:
     """
     Stale images for whose rebuild /boot has no room, a sentence each. Changes nothing.
+
+    changing
+        Files that images hold are about to change: each image becomes stale.
 
     Raises CommandExecutionError when /boot has no kernel though there are modules or images.
 
@@ -174,8 +177,10 @@ def room_faults() -> list[str]:
     """
     _check_boot()
     short = {kernel: _room_fault(kernel, _image(kernel)) for kernel in _kernels()}
+    if changing or not any(short.values()):
+        return [fault for fault in short.values() if fault]
     # reading images takes seconds
-    found = states() if any(short.values()) else {}
+    found = states()
     return [fault for kernel, fault in short.items() if fault and found[kernel]["state"] == "stale"]
 
 
@@ -760,13 +765,19 @@ def _room_fault(kernel: str, image: str) -> str | None:
 
 def _free_bytes(directory: str) -> int:
     found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize
+    # a run begins with deleting them
+    left = sum(os.lstat(path).st_blocks * 512 for path in _leftovers())
+    return found.f_bavail * found.f_frsize + left
 
 
 def _remove_leftovers() -> None:
     """Unfinished images of a run that was killed or cut off."""
-    for name in glob.glob(os.path.join(glob.escape(_paths()["boot"]), ".ramboot-*")):
+    for name in _leftovers():
         os.unlink(name)
+
+
+def _leftovers() -> list[str]:
+    return glob.glob(os.path.join(glob.escape(_paths()["boot"]), ".ramboot-*"))
 
 
 def _forget_gone_kernels() -> None:

@@ -90,6 +90,9 @@ def verdict(path: str) -> str:
         return "original"
     if now["sha256"] in (entry["sealed"], entry["intended"]):
         return "ours"
+    # file.managed makes a new file empty before it writes it (salt/modules/file.py, manage_file)
+    if original is None and entry["intended"] and now["sha256"] == hashlib.sha256().hexdigest():
+        return "ours"
     if original is not None and now["sha256"] == original["sha256"]:
         return "original"
     return "changed-by-user"
@@ -233,7 +236,13 @@ def intend(path: str, sha256: str) -> None:
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
         raise CommandExecutionError(f"{path}: {sha256!r} is not a SHA-256 in lower-case hex")
     record = _load()
-    _entry(record, path)["intended"] = sha256
+    entry = _entry(record, path)
+    if entry["intended"] not in (None, entry["sealed"], sha256):
+        # a write that was cut off before its seal may be what is there; this note must not hide it
+        now = _look(path)
+        if now is not None and now["sha256"] == entry["intended"]:
+            entry["sealed"] = entry["intended"]
+    entry["intended"] = sha256
     write(_file(), record)
 
 

@@ -128,6 +128,9 @@ def recorded() -> dict[str, list[str]]:
         kept = bool(moved) and os.path.lexists(moved)
         if (_masked(path) and kept == bool(moved)) or (kept and not os.path.lexists(path)):
             units.append(path)
+        elif kept and _same(path, moved):
+            # moving it was cut off between the copy and the deletion
+            units.append(path)
         elif kept:
             changed.append(f"{path} is not the mask that ramboot put there; its own is {moved}")
         elif os.path.lexists(path) and (_masked(path) or not moved):
@@ -318,10 +321,21 @@ def _rename(source: str, target: str) -> None:
     """Move a file, also between file systems, so that it is never half there."""
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     if os.path.islink(source):
+        # of a move that was cut off
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
         os.symlink(os.readlink(source), target)
     else:
         __salt__["ramboot_record.replace"](target, Path(source).read_bytes(), like=source)
     os.unlink(source)
+
+
+def _same(one: str, other: str) -> bool:
+    if os.path.islink(one) or os.path.islink(other):
+        return (
+            os.path.islink(one) and os.path.islink(other) and os.readlink(one) == os.readlink(other)
+        )
+    return os.path.isfile(one) and Path(one).read_bytes() == Path(other).read_bytes()
 
 
 # The record

@@ -128,18 +128,22 @@ def restored(name: str) -> dict[str, Any]:
     return _done(ret, planned["comment"])
 
 
-def initramfs_room(name: str) -> dict[str, Any]:
+def initramfs_room(name: str, files: list[dict[str, str]] | None = None) -> dict[str, Any]:
     """
-    Fail where /boot has no room for rebuilding what is stale; never change anything.
+    Fail where /boot has no room for rebuilding what is stale, or will be; never change anything.
 
     To be required by what makes them stale.
 
     name
         any text; shown in the output.
+    files
+        What each image holds and this run may change: {"name", "source", "template"}, as of
+        `installed`.
     """
     ret = _ret(name)
     try:
-        faults = __salt__["ramboot_initramfs.room_faults"]()
+        changing = any(_differs(**file) for file in files or [])
+        faults = __salt__["ramboot_initramfs.room_faults"](changing)
     except (CommandExecutionError, OSError) as error:
         return _failed(ret, error)
     if not faults:
@@ -303,6 +307,11 @@ def _content(source: str, template: str | None, context: dict[str, Any] | None) 
         raise CommandExecutionError(f"{source} can't be rendered: {rendered['comment']}")
     # file.managed ends a file with a line end
     return rendered if rendered.endswith("\n") else f"{rendered}\n"
+
+
+def _differs(name: str, source: str, template: str | None = None) -> bool:
+    now = _current(name)
+    return now is None or now["content"] != _content(source, template, None).encode()
 
 
 def _current(path: str) -> dict[str, Any] | None:

@@ -15,6 +15,12 @@ include:
 ramboot-initramfs-room:
   ramboot.initramfs_room:
     - name: room in /boot
+    - files:
+      - name: {{ paths.boot_conf }}
+        source: salt://ramboot/initramfs/files/ramboot.conf.j2
+        template: jinja
+      - name: {{ paths.dracut_manifest }}
+        source: salt://ramboot/initramfs/files/50ramboot/manifest
     - require:
       - sls: ramboot.preflight
 

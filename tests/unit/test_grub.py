@@ -177,8 +177,10 @@ def test_block_goes_to_the_end_and_comes_off_to_the_byte(machine, before, after)
     assert machine.tree()["/etc/default/grub"][1:] == was["/etc/default/grub"][1:]
     assert machine.module.set_dom0_mem(10240) is False
     assert machine.module.unset_dom0_mem() is True
-    assert machine.tree() == was
     assert machine.module.unset_dom0_mem() is False
+    machine.module.undo(str(machine.path(CFG)))
+    assert {path: found for path, found in machine.tree().items() if path in was} == was
+    assert not machine.path("/var/lib/ramboot/grub.json").exists()
 
 
 def test_block_takes_another_figure_in_place_of_the_old(machine):
@@ -820,6 +822,38 @@ def test_what_a_run_cut_off_set_in_every_entry_is_not_taken_for_the_users(machin
         machine.module.unset_dom0_mem()
     applied(machine)
     assert f"dom0_mem=max:{then or 4096}M" in machine.module.describe(str(machine.path(CFG)))[0]
+
+
+@pytest.mark.parametrize("then", ["absent", "entries"])
+def test_a_block_that_a_kernel_update_took_up_before_grub_cfg_was_made_is_ours(machine, then):
+    """The run that wrote it was cut off."""
+    everywhere(machine)
+    machine.module.set_dom0_mem(10240)
+    machine.mkconfig()
+    assert "dom0_mem=max:10240M" in machine.read(CFG)
+    machine.module.unset_dom0_mem()
+    if then == "absent":
+        assert machine.state.config_restored("grub.cfg")["result"] is True
+    else:
+        machine.settings["grub"]["dom0_mem_scope"] = "entries"
+        applied(machine)
+    assert "dom0_mem=max:4096M" in machine.module.describe(str(machine.path(CFG)))[0]
+
+
+@pytest.mark.parametrize("then", ["absent", "other entries"])
+def test_what_the_user_took_out_of_default_grub_is_not_lost_with_a_grub_cfg_of_ours(machine, then):
+    """grub-mkconfig was not run since."""
+    applied(machine)
+    text = machine.read("/etc/default/grub")
+    machine.world.write("/etc/default/grub", text.replace(" resume=/dev/swap", ""))
+    assert machine.read("/etc/default/grub") != text
+    if then == "absent":
+        machine.uninstall()
+        assert machine.state.config_restored("grub.cfg")["result"] is True
+    else:
+        machine.settings["grub"]["entries"] = ["zram", "tmpfs"]
+        applied(machine)
+    assert "resume=/dev/swap" not in machine.read(CFG)
 
 
 # Undo

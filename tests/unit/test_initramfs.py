@@ -529,6 +529,41 @@ def test_originals_of_a_kernel_whose_modules_are_there_stay(machine, initramfs):
     assert len(machine.world.salt["ramboot_record.entries"]()) == 2
 
 
+def test_what_a_cut_off_run_left_in_boot_takes_no_room(machine, initramfs, monkeypatch):
+    machine.module()
+    boot = Path(f"{machine.world.root}/boot")
+    machine.world.write("/boot/.ramboot-6.9.0.tmp", "x" * (4 << 20))
+
+    def room(_path):
+        used = sum(path.stat().st_size for path in boot.iterdir())
+        return SimpleNamespace(f_bavail=(18 << 20) - used, f_frsize=1)
+
+    monkeypatch.setattr(initramfs.os, "statvfs", room)
+    assert initramfs.room_faults() == []
+    initramfs.rebuild()
+
+
+def test_two_runs_that_are_cut_off_leave_the_original_known(machine, initramfs, monkeypatch):
+    """The first before it vouched for its image, the second, of another pillar, before it wrote."""
+    machine.module()
+    machine.put("6.12.0", {**machine.stock("6.12.0"), "etc/firmware": ["0644", "as it was"]})
+    before = machine.image("6.12.0").read_bytes()
+
+    def cut(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    for function, conf in (("seal", "version=1\n"), ("settle", "version=1\nother=1\n")):
+        machine.module(conf=conf)
+        with monkeypatch.context() as cutting:
+            cutting.setitem(machine.world.salt, f"ramboot_record.{function}", cut)
+            with pytest.raises(KeyboardInterrupt):
+                initramfs.rebuild(kernel="6.12.0")
+    initramfs.rebuild(kernel="6.12.0")
+    machine.no_module()
+    initramfs.undo()
+    assert machine.image("6.12.0").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["states", "room_faults", "rebuild", "undo_plan", "undo"])
 def test_a_boot_that_is_not_mounted_is_told_and_costs_no_original(machine, initramfs, name):
     before = machine.image("6.12.0").read_bytes()

@@ -211,6 +211,33 @@ def test_a_power_cut_in_a_second_apply_leaves_ours_the_old_or_the_new(world, rec
     assert path.read_text() == "old"
 
 
+def test_a_second_cut_before_the_write_does_not_hide_what_the_first_left(world, record):
+    path = world.root / "etc/ours"
+    path.parent.mkdir()
+    record.keep(str(path))
+    record.intend(str(path), sha("first"))
+    path.write_text("first")
+    record.intend(str(path), sha("second"))
+    assert record.verdict(str(path)) == "ours"
+    path.write_text("second")
+    assert record.verdict(str(path)) == "ours"
+    path.write_text("third")
+    assert record.verdict(str(path)) == "changed-by-user"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_new_file_that_is_empty_still_is_ours(world, record, there):
+    """Salt makes it so before it writes (salt/modules/file.py, manage_file)."""
+    path = world.root / "etc/ours"
+    path.parent.mkdir()
+    if there:
+        path.write_text("the user's")
+    record.keep(str(path))
+    record.intend(str(path), sha("ours"))
+    path.write_text("")
+    assert record.verdict(str(path)) == ("changed-by-user" if there else "ours")
+
+
 def test_an_undo_that_was_cut_off_can_be_repeated(world, record, monkeypatch):
     path = world.write("/etc/default/grub", "old")
     change(record, path, "ours")

@@ -242,6 +242,16 @@ def test_without_room_in_boot_nothing_is_changed(minion):
     assert not (minion.root / "etc/ramboot").exists()
 
 
+@pytest.mark.parametrize("test", ["test=True", "test=False"])
+def test_without_room_for_what_the_pillar_makes_stale_nothing_is_changed(minion, test):
+    assert failed(minion.apply("ramboot.initramfs")) == {}
+    os.truncate(minion.root / "boot/initramfs-6.1.0.img", 1 << 43)
+    pillar = {"boot": {"timeout_s": 7}, "qubes": {"aliases": "always"}}
+    done = minion.apply("ramboot", test, pillar=pillar)
+    assert "\nkernel 6.1.0: " in failed(done)["ramboot-initramfs-room"]
+    assert changed(done) == []
+
+
 @pytest.mark.parametrize("cut", ["files", "one image"])
 def test_absent_after_a_half_done_apply(minion, cut):
     before = tree(minion)

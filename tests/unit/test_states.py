@@ -400,7 +400,7 @@ def test_stale_images_become_current(world, states, machine, test_mode):
 @pytest.mark.usefixtures("test_mode")
 @pytest.mark.parametrize("faults", [[], ["kernel 1: no", "kernel 2: no"]])
 def test_room_in_boot_is_there_or_every_lack_is_told(world, states, faults):
-    world.salt["ramboot_initramfs.room_faults"] = lambda: faults
+    world.salt["ramboot_initramfs.room_faults"] = lambda changing: faults
     told = "\n".join(["nothing was changed:", *faults]) if faults else "there is room"
     assert states.initramfs_room("room") == {
         "name": "room",

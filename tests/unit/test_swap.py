@@ -453,6 +453,41 @@ def test_an_off_that_was_cut_short_can_be_undone(swap, state, dom0, monkeypatch,
         assert tree(dom0) == before
 
 
+@pytest.mark.parametrize("link", [True, False])
+@pytest.mark.parametrize("then", ["off", "restored"])
+@pytest.mark.parametrize("way", ["switch_off", "switch_on"])
+def test_a_move_that_is_cut_between_the_copy_and_the_deletion(
+    swap, state, dom0, monkeypatch, link, then, way
+):
+    own = dom0.root / "etc/systemd/system/own.swap"
+    if link:
+        own.unlink()
+        dom0.write("/srv/own.swap", UNIT)
+        own.symlink_to("/srv/own.swap")
+    before = tree(dom0)
+    source = own
+    if way == "switch_on":
+        swap.switch_off()
+        source = dom0.root / "var/lib/ramboot/swap-units/own.swap"
+    real = os.unlink
+
+    def cut(path, *rest, **named):
+        if str(path) == str(source):
+            raise KeyboardInterrupt
+        real(path, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(swap.os, "unlink", cut)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(swap, way)()
+    assert own.exists() == source.exists()
+    if then == "off":
+        assert state.off(NAME)["result"] is True
+    answer = state.restored(NAME)
+    assert (answer["result"], "left" in answer["comment"]) == (True, False)
+    assert tree(dom0) == before
+
+
 def test_a_mask_without_the_moved_file_yet_is_completed_by_the_next_run(swap, state, dom0):
     """Power cut between the move and the mask."""
     before = tree(dom0)
