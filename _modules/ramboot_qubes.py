@@ -846,8 +846,8 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     return found
 
 
-def _will_be(look: _Look, name: str, key: str) -> bool:
-    """Whether a property of a qube is true once the pillar is applied."""
+def _will_be(look: _Look, name: str, key: str, above: tuple[str, ...] = ()) -> bool:
+    """Whether a property of a qube is true once the pillar is applied. `above` have what it has."""
     for kind in (*KINDS, "settings"):
         entry = look.settings[kind].get(name)
         if entry is None:
@@ -855,9 +855,9 @@ def _will_be(look: _Look, name: str, key: str) -> bool:
         asked = {k: v for g, k, v in _values(look, kind, name, entry) if g == "property"}
         if key in asked:
             return _spelt(key, asked[key], "False") == "True"
-        if name not in look.qubes and kind in (*CLONES, "disposables"):
-            # it has what its source or template has
-            return _will_be(look, entry["source" if kind in CLONES else "template"], key)
+        if name not in (*look.qubes, *above) and kind in (*CLONES, "disposables"):
+            base = entry["source" if kind in CLONES else "template"]
+            return _will_be(look, base, key, (*above, name))
     return (
         name in look.qubes
         and key in look.property_names(name)

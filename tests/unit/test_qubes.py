@@ -1635,6 +1635,14 @@ def test_a_network_or_a_disposable_template_that_is_none_is_told_first(formula, 
     ]
 
 
+def test_qubes_that_are_based_on_each_other_are_told_and_no_endless_question(formula):
+    asked = {
+        "disposables": {"a": {"template": "b"}, "b": {"template": "a"}},
+        "app_qubes": {"work": {"template": "debian-12-xfce", "properties": {"netvm": "a"}}},
+    }
+    assert "app_qubes:work:properties:netvm: a has no provides_network" in check(formula, asked)
+
+
 def test_a_pool_without_room_is_told_before_anything_is_copied(formula, qubesd):
     qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=99 * MIB)
     assert check(formula, EXAMPLE) == ["pool varlibqubes has 1 MiB left, and the copies need 3 MiB"]
