@@ -121,16 +121,16 @@ def changed(qube: str | None, group: str, key: str, old: Any, new: Any) -> None:
         salt-call --local ramboot_qubes_record.changed sys-net tag mine False True
     """
     record = read()
-    for item in record["settings"]:
-        if (item["qube"], item["group"], item["key"]) == (qube, group, key):
-            # until it is done the system may have what was to be set before
-            if item["new"] not in (new, *item.get("was", [])):
-                item["was"] = [*item.get("was", []), item["new"]]
-            item["new"] = new
-            break
+    item = _item(record, qube, group, key)
+    if item is None:
+        record["settings"].append(
+            {"qube": qube, "group": group, "key": key, "old": old, "new": new}
+        )
     else:
-        item = {"qube": qube, "group": group, "key": key, "old": old, "new": new}
-        record["settings"].append(item)
+        # until it is done the system may have what was to be set before
+        if item["new"] not in (new, *item.get("was", [])):
+            item["was"] = [*item.get("was", []), item["new"]]
+        item["new"] = new
     _write(record)
 
 
@@ -148,10 +148,10 @@ def done(qube: str | None, group: str, key: str) -> None:
         salt-call --local ramboot_qubes_record.done sys-net tag mine
     """
     record = read()
-    for item in record["settings"]:
-        if (item["qube"], item["group"], item["key"]) == (qube, group, key) and "was" in item:
-            del item["was"]
-            _write(record)
+    item = _item(record, qube, group, key)
+    if item is not None and "was" in item:
+        del item["was"]
+        _write(record)
 
 
 def forget(qube: str | None, group: str, key: str) -> None:
@@ -168,11 +168,9 @@ def forget(qube: str | None, group: str, key: str) -> None:
         salt-call --local ramboot_qubes_record.forget sys-net tag mine
     """
     record = read()
-    record["settings"] = [
-        item
-        for item in record["settings"]
-        if (item["qube"], item["group"], item["key"]) != (qube, group, key)
-    ]
+    item = _item(record, qube, group, key)
+    if item is not None:
+        record["settings"].remove(item)
     _write(record)
 
 
@@ -197,6 +195,15 @@ def pool(name: str, present: bool = True, folders: list[str] | None = None) -> N
     if folders:
         record["folders"][name] = folders
     _write(record)
+
+
+def _item(record: dict[str, Any], qube: str | None, group: str, key: str) -> dict[str, Any] | None:
+    """The note of a setting."""
+    wanted = (qube, group, key)
+    found = (
+        item for item in record["settings"] if (item["qube"], item["group"], item["key"]) == wanted
+    )
+    return next(found, None)
 
 
 def _file() -> str:

@@ -488,11 +488,18 @@ def test_a_bare_group_waits_for_the_disk_that_the_kernel_line_opens(
     assert (tmp_path / "queued").read_text() == "--settled --onetime --unique /sbin/lvm_scan "
 
 
-def test_the_disk_that_opens_has_the_roots_group(shell: Shell, tmp_path: Path) -> None:
+def bare_group_first(tmp_path: Path) -> dict[str, str]:
+    """A bare disk is seen, and the LUKS device of the kernel line is closed; returns what FIND is
+    to be told.
+    """
     physical_volume(tmp_path)
     luks_device(tmp_path)
     lvm_scan_queued(tmp_path, "vdb")
-    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+    return {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+
+
+def test_the_disk_that_opens_has_the_roots_group(shell: Shell, tmp_path: Path) -> None:
+    asked = bare_group_first(tmp_path)
     assert shell(FIND, PVS=TWIN, **asked).stdout == "1||||"
     luks_mapping(tmp_path)
     (tmp_path / "run/udev/data/b254:1").write_text("E:ID_FS_TYPE=LVM2_member\n")
@@ -509,19 +516,13 @@ def test_the_disk_that_opens_has_the_roots_group(shell: Shell, tmp_path: Path) -
 def test_a_disk_that_opens_while_lvm_is_asked_is_the_next_turns(
     shell: Shell, tmp_path: Path
 ) -> None:
-    physical_volume(tmp_path)
-    luks_device(tmp_path)
-    lvm_scan_queued(tmp_path, "vdb")
-    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
-    links = tmp_path / "dev/disk/by-id"
-    links.mkdir(parents=True)
-    opened = f"dm-uuid-CRYPT-LUKS2-{LUKS.replace('-', '')}-luks-{LUKS}"
-    done = shell(
-        FIND.replace("'pvs -a '*) ", f"'pvs -a '*) : > {links / opened}; "),
-        PVS=TWIN,
-        **asked,
-    )
-    assert (links / opened).exists()
+    asked = bare_group_first(tmp_path)
+    luks_mapping(tmp_path)
+    (opened,) = (tmp_path / "dev/disk/by-id").iterdir()
+    opened.unlink()
+    opens = FIND.replace("'pvs -a '*) ", f"'pvs -a '*) : > {opened}; ")
+    done = shell(opens, PVS=TWIN, **asked)
+    assert opened.exists()
     assert done.stdout == "1||||"
     assert noted(tmp_path) == []
 
@@ -529,10 +530,7 @@ def test_a_disk_that_opens_while_lvm_is_asked_is_the_next_turns(
 def test_an_opened_disk_is_looked_at_when_udev_is_done_with_it(
     shell: Shell, tmp_path: Path
 ) -> None:
-    physical_volume(tmp_path)
-    luks_device(tmp_path)
-    lvm_scan_queued(tmp_path, "vdb")
-    asked = {"ROOT": "/dev/mapper/qubes_dom0-root", "LUKS": f"luks-{LUKS}", "main_loop": "0"}
+    asked = bare_group_first(tmp_path)
     assert shell(FIND, PVS=TWIN, **asked).stdout == "1||||"
     luks_mapping(tmp_path)
     known = tmp_path / "run/udev/data/b254:1"
