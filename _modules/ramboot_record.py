@@ -304,10 +304,7 @@ def restore(path: str) -> dict[str, str]:
         os.unlink(path)
         _sync(os.path.dirname(path))
     elif done["action"] == "left" and original is not None:
-        _make_directory(os.path.dirname(_left(original)))
-        # absent when an earlier run was interrupted right after the move
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(_stored(original), _left(original))
+        _keep_left(original)
     _remove_leftovers(path)
     forget(path)
     return done
@@ -595,6 +592,16 @@ def _store(path: str, original: dict[str, Any]) -> None:
     if _hash(target) != original["sha256"]:
         os.unlink(target)
         raise CommandExecutionError(f"{path} changed while its original was being stored")
+
+
+def _keep_left(original: dict[str, Any]) -> None:
+    kept = _left(original)
+    _make_directory(os.path.dirname(kept))
+    # a second name and no move: if this is cut off before `forget`, the path is still recorded and
+    # may be changed again. The name is there when an earlier run was; the stored one may be gone.
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.link(_stored(original), kept)
+    _sync(os.path.dirname(kept))
 
 
 def _put_back(path: str, original: dict[str, Any]) -> None:

@@ -6,10 +6,10 @@
 include:
   - ramboot.persistent
 
-{%- for unit in ('wanted', 'timer', 'service', 'shutdown-wanted', 'shutdown') %}
+{%- for unit, path in paths.image_units.items() | reverse %}
 ramboot-image-{{ unit }}-absent:
   ramboot.restored:
-    - name: {{ paths.image_units[unit] }}
+    - name: {{ path }}
     - require:
       - sls: ramboot.persistent
     - require_in:

@@ -7,10 +7,10 @@
 include:
   - ramboot.preflight
 
-{%- for unit in ('wanted', 'timer', 'service', 'shutdown-wanted', 'shutdown') %}
+{%- for unit, path in paths.image_units.items() | reverse %}
 ramboot-image-{{ unit }}:
   ramboot.restored:
-    - name: {{ paths.image_units[unit] }}
+    - name: {{ path }}
     - require:
       - sls: ramboot.preflight
 {%- endfor %}

@@ -121,6 +121,29 @@ def test_what_the_user_changed_since_stays_and_the_original_is_kept_beside(world
     assert record.close()["left"] == [kept + left]
 
 
+@pytest.mark.parametrize("follows", ["apply", "absent"])
+def test_an_undo_cut_off_before_it_forgets_a_changed_file_loses_no_original(
+    world, record, monkeypatch, follows
+):
+    path = world.write("/etc/default/grub", "old")
+    change(record, path, "ours")
+    path.write_text("the user's")
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "forget", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            record.restore(str(path))
+    if follows == "apply":
+        change(record, path, "ours again")
+        assert record.original_fault(str(path)) is None
+        assert record.restore(str(path))["action"] == "restored"
+        assert path.read_text() == "old"
+    else:
+        assert record.restore(str(path))["action"] == "left"
+        assert path.read_text() == "the user's"
+    (left,) = record.close()["left"]
+    assert Path(left).read_text() == "old"
+
+
 def test_what_the_user_changed_becomes_the_original_of_a_later_apply(world, record):
     path = world.write("/etc/default/grub", "old")
     change(record, path, "ours")
