@@ -46,7 +46,7 @@ PARTS = {
     "packages": "packages or kernels",
     "configuration": "configuration (/etc)",
     "programs": "programs (/usr, /opt)",
-    "qubes": "dom0's list of qubes or their templates",
+    "qubes": "qubes, their settings or templates",
 }
 _NUMBERS = ("version", "bytes", "chunk_mib", "source_bytes")
 _WORDS = ("file", "sha256", "made", "kernels", *PARTS)
@@ -60,8 +60,9 @@ _LOOK_S, _STEP_PERCENT = 1.0, 10
 _NO_SUBVOLUME = 2
 # How the root and its snapshots are mounted beside /.
 _HARMLESS = "nodev,nosuid,noexec"
-# A line that mksquashfs's file of excludes gives back as it is.
-_PLAIN_LINE = re.compile(r"/[\w/.,:+@=~%-]+", re.ASCII)
+# What a pattern has to escape, and one that mksquashfs's file of excludes gives back as it is.
+_NO_LETTER = re.compile(r"[^\w/]", re.ASCII)
+_PLAIN_LINE = re.compile(r"\w[\w/.,:=~%-]*", re.ASCII)
 
 
 def __virtual__() -> str:
@@ -559,19 +560,21 @@ def _excluded(source: str, patterns: list[str]) -> list[str]:
 
 def _squash(source: str, target: str, excluded: list[str], limit: int, how: dict[str, Any]) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="ramboot-image-", encoding="ascii") as listing:
-        # lines are trimmed, and more; arguments are not
-        plain = [path for path in excluded if _PLAIN_LINE.fullmatch(path)]
+        # As patterns: a path without -wildcards stands for its inode, every hard link of it.
+        # Lines are trimmed, and more; arguments are not.
+        paths = [os.path.relpath(path, source) for path in excluded]
+        plain = [path for path in paths if _PLAIN_LINE.fullmatch(path)]
         listing.write("".join(f"{path}\n" for path in plain))
         listing.flush()
-        others = [path for path in excluded if not _PLAIN_LINE.fullmatch(path)]
+        others = [path for path in paths if not _PLAIN_LINE.fullmatch(path)]
         # no file larger than what may be written: a full root, or thin pool, would stop dom0
         _run(
             [
                 *("prlimit", f"--fsize={limit}", "nice", "-n", "19", "ionice", "-c", "3"),
                 *("mksquashfs", source, target, "-comp", "zstd", "-noappend", "-exit-on-error"),
                 *("-Xcompression-level", str(how["level"]), "-b", f"{how['block_kib']}K"),
-                *("-no-progress", "-mem", "512M", "-ef", listing.name),
-                *(("-e", *others) if others else ()),
+                *("-no-progress", "-mem", "512M", "-wildcards", "-ef", listing.name),
+                *(("-e", *(_NO_LETTER.sub(r"\\\g<0>", path) for path in others)) if others else ()),
             ]
         )
 
@@ -801,12 +804,30 @@ def _pool_bytes() -> int:
 def _thin_snapshot() -> Iterator[str]:
     """LVM freezes the file system meanwhile: the snapshot is whole."""
     volume, name = _root_volume(), _known()["snapshot"]
-    _run(
-        ["lvcreate", "--quiet", "--snapshot", "--setactivationskip", "n", "--activate", "y",
-         "--addtag", name, "--name", name, f"{volume['vg']}/{volume['lv']}"]
-    )  # fmt: skip
-    with _mounted(["-o", f"ro,{_HARMLESS}", f"/dev/{volume['vg']}/{name}"], "source") as source:
-        yield source
+    with _unseen(volume["vg"], name):
+        _run(
+            ["lvcreate", "--quiet", "--snapshot", "--setactivationskip", "n", "--activate", "y",
+             "--addtag", name, "--name", name, f"{volume['vg']}/{volume['lv']}"]
+        )  # fmt: skip
+        with _mounted(["-o", f"ro,{_HARMLESS}", f"/dev/{volume['vg']}/{name}"], "source") as source:
+            yield source
+
+
+@contextlib.contextmanager
+def _unseen(vg: str, lv: str) -> Iterator[None]:
+    """Keep the snapshot from qubes, which are offered what nobody seems to use (linux-utils,
+    udev/udev-qubes-block.rules), and from the links by UUID, which are the root's.
+    """
+    path = _paths()["image_rules"]
+    device = "-".join(part.replace("-", "--") for part in (vg, lv))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as rules:
+        rules.write(f'ENV{{DM_NAME}}=="{device}", ENV{{DM_UDEV_DISABLE_DISK_RULES_FLAG}}="1"\n')
+    try:
+        _run(["udevadm", "control", "--reload"])
+        yield
+    finally:
+        os.unlink(path)
 
 
 # ... of btrfs

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -14,10 +13,8 @@ __opts__: dict[str, Any]
 
 __virtualname__ = "ramboot_image"
 
-# What ramboot-state.sh compares of the files that states of ours write, and of the steps that
-# ramboot_qubes names: a qube that is made, a root that is copied anew; no pools, no settings.
+# What ramboot-state.sh compares of the files that states of ours write.
 _LOOKED_AT = ("/etc/", "/usr/", "/opt/")
-_QUBE_OR_ROOT = re.compile(r"\S+(: root of \S+)?")
 
 
 def __virtual__() -> str:
@@ -125,7 +122,7 @@ def _changing() -> str:
 def _makes_stale(module: str, name: str, changes: dict[str, Any]) -> bool:
     """Whether ramboot-state.sh would see it; of a file `name` is the path, of several the keys."""
     if module == "ramboot_qubes":
-        return any(_QUBE_OR_ROOT.fullmatch(what) for what in changes)
+        return True
     if module == "ramboot_swap":
         # masks lie in /etc, wherever the unit does
         return any(

@@ -21,6 +21,43 @@ CHOOSE = (
     'image_manifest && image_choose && printf "%s|%s" "$ST_BACKEND" "$ST_NOTE" \\\n'
     '    || printf "no|%s" "$reason"'
 )
+# As qubesd writes it (core-admin, qubes/app.py, save).
+QUBES_XML = """<?xml version='1.0' encoding='utf-8'?>
+<qubes>
+  <properties>
+    <property name="default_netvm" ref="name">sys-firewall</property>
+  </properties>
+  <domains>
+    <domain id="domain-1" class="AppVM">
+      <properties>
+        <property name="backup_timestamp">1764000000</property>
+        <property name="name">work</property>
+        <property name="netvm" ref="name">sys-firewall</property>
+      </properties>
+      <features>
+        <feature name="last-update">2026-11-01</feature>
+        <feature name="updates-available">1</feature>
+        <feature name="preload-dispvm">disp1 disp2</feature>
+      </features>
+      <tags>
+        <tag name="one"/>
+        <tag name="two"/>
+      </tags>
+    </domain>
+    <domain id="domain-2" class="AppVM">
+      <properties>
+        <property name="name">vault</property>
+      </properties>
+    </domain>
+    <domain id="domain-3" class="DispVM">
+      <properties>
+        <property name="name">disp1234</property>
+        <property name="netvm" ref="name">sys-firewall</property>
+      </properties>
+    </domain>
+  </domains>
+</qubes>
+"""
 READ = COPY + (
     "read_config; ST_DEVICE=/dev/root; mkdir -p $RUN/root/image\n"
     "IMAGE_COPY=$RUN/root/image/copy\n"
@@ -51,10 +88,10 @@ class Image:
             "usr/bin/tool": "x",
             "usr/local/bin/mine": "x",
             "var/lib/rpm/rpmdb.sqlite": "packages",
-            "var/lib/qubes/qubes.xml": "".join(
-                f'<property name="name">{name}</property>\n<feature>1</feature>\n'
-                for name in ("work", "disp1234")
-            ),
+            "var/lib/qubes/qubes.xml": QUBES_XML,
+            "var/lib/qubes/appvms/work/firewall.xml": "<firewall/>",
+            "var/lib/qubes/vm-templates/debian/root.img": "x",
+            "var/lib/qubes/vm-templates/debian/root-cow.img": "x",
             "var/log/messages": "",
             "home/user/note": "",
             "etc/fstab": "1",
@@ -103,7 +140,7 @@ def test_an_image_of_the_root_as_it_is_is_used(shell: Shell, image: Image) -> No
 
 STALE = "the image of 2026-11-25T01:00:00Z is stale: changed since: "
 PACKAGES, CONFIGURATION = "packages or kernels", "configuration (/etc)"
-PROGRAMS, QUBES = "programs (/usr, /opt)", "dom0's list of qubes or their templates"
+PROGRAMS, QUBES = "programs (/usr, /opt)", "qubes, their settings or templates"
 
 
 @pytest.mark.parametrize(
@@ -119,13 +156,25 @@ PROGRAMS, QUBES = "programs (/usr, /opt)", "dom0's list of qubes or their templa
         ("cp usr/bin/tool usr/bin/tool2", PROGRAMS),
         ("echo y >> usr/local/bin/mine", PROGRAMS),
         ("sed -i s/work/play/ var/lib/qubes/qubes.xml", QUBES),
+        ("sed -i '0,/>sys-firewall</s//></' var/lib/qubes/qubes.xml", QUBES),
+        ("sed -i '/one/d' var/lib/qubes/qubes.xml", QUBES),
+        ("sed -i '/domain-2/,/domain>/{h;d}' var/lib/qubes/qubes.xml", QUBES),
+        # between two qubes
+        ("sed -i '/two/d; s/.*>vault<.*/&<tag name=\"two\"\\/>/' var/lib/qubes/qubes.xml", QUBES),
+        ("echo more >> var/lib/qubes/appvms/work/firewall.xml", QUBES),
+        ("echo more >> var/lib/qubes/vm-templates/debian/root.img", QUBES),
         ("cd var/lib/qubes; mkdir -p vm-templates/d; echo x > vm-templates/d/root.img", QUBES),
         ("rm etc/fstab && rm usr/local/bin/mine", f"{CONFIGURATION}, {PROGRAMS}"),
         # what every boot and every qube writes
         ("echo x | tee var/log/messages home/user/note etc/lvm/backup/qubes_dom0", None),
         ("touch etc/adjtime etc/x && rm etc/x; mkdir -p etc/libvirt/libxl", None),
         ("echo anew > etc/ld.so.cache && touch etc/.updated", None),
-        ("sed -i 's/1</2</; s/disp1234/disp9/' var/lib/qubes/qubes.xml", None),
+        # qubesd at its start, and as it works
+        ("cd var/lib/qubes/vm-templates/debian; rm root-cow.img; touch root-cow.img", None),
+        ("sed -i 's/1764/1765/; s/-01</-02</; s/>1</></' var/lib/qubes/qubes.xml", None),
+        ("sed -i 's/disp1/disp9/' var/lib/qubes/qubes.xml", None),
+        ("sed -i '/one/{h;d}; /two/G' var/lib/qubes/qubes.xml", None),
+        ("sed -i '/domain-3/,/domain>/d' var/lib/qubes/qubes.xml", None),
     ],
 )  # fmt: skip
 def test_what_makes_an_image_stale(
@@ -177,6 +226,14 @@ def test_an_image_without_modules_for_this_kernel_is_never_used(
     said = shell(CHOOSE).stdout.splitlines()[-1]
     told = "the image of 2026-11-25T01:00:00Z is stale: it has no modules for the running kernel"
     assert said.startswith(f"{used}|{told} 6.18.2")
+
+
+def test_the_images_device_is_offered_to_no_qube(shell: Shell, tmp_path: Path) -> None:  # noqa: F811
+    shell(COPY + "image_keep_from_qubes loop3")
+    assert (tmp_path / "run/udev/rules.d/63-ramboot-image.rules").read_text() == (
+        'SUBSYSTEM=="block", KERNEL=="loop3",'
+        ' ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{QUBES_EXPORT_BLOCK_DEVICE}="0"\n'
+    )
 
 
 def test_a_state_that_cannot_be_told_is_no_fresh_one(shell: Shell, image: Image) -> None:  # noqa: F811

@@ -32,6 +32,7 @@ class Lvm:
         self.pool = (str(40 << 30), "25.00")
         self.fails: str | None = None
         self.source: str | None = None
+        self.rules = ""
 
     def run_all(self, command, python_shell=None, env=None):
         assert python_shell is False
@@ -54,6 +55,10 @@ class Lvm:
             volume = {"vg_name": "qubes_dom0", "lv_name": "root", "pool_lv": "root-pool"}
             return json.dumps({"report": [{"lv": [volume]}]})
         return f"  {self.pool[0]} {self.pool[1]}\n"
+
+    def udevadm(self, *arguments):
+        assert arguments == ("control", "--reload")
+        self.rules = Path(self.world.paths["image_rules"]).read_text()
 
     def lvcreate(self, *arguments):
         assert arguments[-1] == "qubes_dom0/root"
@@ -170,6 +175,47 @@ def test_an_image_is_not_in_the_next_one(world, image, tmp_path, monkeypatch):
     for name in ("root-0123.squashfs", "manifest", ".x"):
         (inside / name).touch()
     assert image._excluded(str(tmp_path / "snapshot"), []) == sorted(map(str, inside.iterdir()))
+
+
+ODD = (
+    "[ab]",
+    "a*",
+    "?",
+    "back\\slash",
+    " space ",
+    "#",
+    "\nline",
+    "é",
+    "!(x)",
+    "-e",
+    "...",
+    "x\udcff",
+)
+
+
+@pytest.mark.parametrize("name", ["plain", *ODD])
+def test_what_is_excluded_takes_no_hard_link_elsewhere_and_nothing_alike_with_it(
+    world, lvm, image, name
+):
+    """As qubes that run hold their template's root.img (core-admin, qubes/storage/reflink.py)."""
+    world.pillar["ramboot"]["copy"] = {"exclude": ["/var/out/*"]}
+    for folder in ("var/out", "var/in"):
+        (lvm.top / folder).mkdir()
+    out = lvm.top / "var/out" / name
+    out.write_text("x")
+    for inside in ("a", "ab", "x", "y"):
+        (lvm.top / "var/in" / inside).hardlink_to(out)
+    image.build()
+
+
+def test_the_snapshot_is_offered_to_no_qube_and_gets_no_link(world, lvm, image):
+    image.build()
+    assert lvm.rules == (
+        'ENV{DM_NAME}=="qubes_dom0-ramboot--image", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1"\n'
+    )
+    names = [call[0] for call in lvm.calls]
+    assert names.index("udevadm") < names.index("lvcreate")
+    assert not Path(world.paths["image_rules"]).exists()
 
 
 def test_mksquashfs_runs_at_idle_priority_and_can_write_no_more_than_there_is_room(lvm, image):
@@ -836,11 +882,12 @@ MASK = {"/run/systemd/generator/dev-zram0.swap": {"old": "not masked", "new": "m
         ("ramboot_swap.off", "swap", MASK, True),
         ("ramboot_swap.off", "swap", {"/dev/dm-1": {"old": "on", "new": "off"}}, False),
         ("ramboot_swap.restored", "swap", {"/var/lib/ramboot/swap.json": {"old": "x"}}, False),
-        ("ramboot_qubes.present", "pools", {"pool ram": {"old": None}}, False),
+        ("ramboot_qubes.present", "pools", {"pool ram": {"old": None}}, True),
         ("ramboot_qubes.present", "qubes", {"debian-stateless": {"old": None}}, True),
         ("ramboot_qubes.present", "qubes", {"debian: root of debian-12": {"old": "1"}}, True),
-        ("ramboot_qubes.present", "qubes", {"work: label": {"old": "red"}}, False),
-        ("ramboot_qubes.present", "settings", {"system: default_netvm": {"old": "x"}}, False),
+        ("ramboot_qubes.present", "qubes", {"work: label": {"old": "red"}}, True),
+        ("ramboot_qubes.present", "settings", {"system: default_netvm": {"old": "x"}}, True),
+        ("ramboot_qubes.present", "settings", {}, False),
         ("file.managed", "/etc/x", {"diff": "x"}, False),
     ],
 )

@@ -88,6 +88,10 @@ def test_a_root_from_an_image_runs_without_the_disk(
     assert dom0.succeed("swapon --show --noheadings") == ""
     dom0.fail("mountpoint -q /boot")
     assert dom0.succeed("ls -A /var/lib/ramboot/image") == ""
+    # the image's device, which udev has seen again since, is none for qubes
+    known = dom0.succeed("udevadm info --query=property --name=$(losetup -nO NAME)")
+    assert "QUBES_EXPORT_BLOCK_DEVICE=0" in known
+    assert "DM_UDEV_DISABLE_DISK_RULES_FLAG=1" in known
     assert dom0.succeed("cat /etc/ramboot-note") == "changed last"
     assert dom0.fail("systemctl is-active ramboot-image-shutdown") == "inactive"
     reporter = "/etc/systemd/system/qubes-meminfo-writer-dom0.service"

@@ -236,8 +236,10 @@ image_mount() {
 }
 
 # image_keep_from_qubes LOOP: a device that nobody seems to use would be offered to qubes
-# (linux-utils, udev/udev-qubes-block.rules).
+# (linux-utils, udev/udev-qubes-block.rules), a loop device in spite of the flag
+# (core-admin-linux, system-config/00-qubes-ignore-devices.rules).
 image_keep_from_qubes() {
     mkdir -p "${IMAGE_RULES%/*}"
-    printf 'SUBSYSTEM=="block", KERNEL=="%s", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1"\n' "$1" > "$IMAGE_RULES" || :
+    printf 'SUBSYSTEM=="block", KERNEL=="%s", ENV{%s}="1", ENV{%s}="0"\n' \
+        "$1" DM_UDEV_DISABLE_DISK_RULES_FLAG QUBES_EXPORT_BLOCK_DEVICE > "$IMAGE_RULES" || :
 }

@@ -24,7 +24,7 @@ state_text() {
         packages) printf 'packages or kernels' ;;
         configuration) printf 'configuration (/etc)' ;;
         programs) printf 'programs (/usr, /opt)' ;;
-        qubes) printf "dom0's list of qubes or their templates" ;;
+        qubes) printf "qubes, their settings or templates" ;;
     esac
 }
 
@@ -71,13 +71,30 @@ state_programs() {
         -prune -o -type d -printf '%T@ %p\0' && state_entries usr/local && state_entries opt
 }
 
-# Names alone: qubesd keeps dates of updates in the same file. Disposables come and go.
+# Not the volumes themselves. Of a template in the file driver's pool root-cow.img is made anew whenever
+# qubesd starts (core-admin, qubes/storage/file.py, stop), and root.img is written when it ran.
 state_qubes() {
     local path
-    if [ -f var/lib/qubes/qubes.xml ]; then
-        grep -o '<property name="name">[^<]*<' var/lib/qubes/qubes.xml | grep -v '>disp[0-9]*<$'
-    fi
-    for path in var/lib/qubes/vm-templates/*/root*.img; do
+    [ ! -f var/lib/qubes/qubes.xml ] || state_settings var/lib/qubes/qubes.xml || return 1
+    for path in var/lib/qubes/*/*/firewall.xml var/lib/qubes/vm-templates/*/root.img; do
         state_file "$path" || return 1
     done
+}
+
+# state_settings QUBES.XML: its lines, those of a qube with the qube's own first line before each, for
+# the order of some (tags) is any. Without disposables, which come and go, and what qubesd itself
+# notes there: updates (qubes/api/misc.py), backups, disposables made in advance (qubes/vm/dispvm.py).
+state_settings() {
+    awk '
+        /<feature name="(last-updates?(-check)?|updates-available|preload-dispvm(-completed|-in-progress)?)"/ { next }
+        /<property name="backup_timestamp"/ { next }
+        /<domain / { qube = $0; lines = ""; passing = 0 }
+        qube == "" { print; next }
+        /<property name="name">disp[0-9]+</ { passing = 1 }
+        { lines = lines qube $0 "\n" }
+        /<\/domain>/ {
+            if (!passing) printf "%s", lines
+            qube = ""
+        }
+    ' "$1"
 }
