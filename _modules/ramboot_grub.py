@@ -453,8 +453,8 @@ def once(backend: str) -> dict[str, Any]:
     backend
         zram, tmpfs, image, snapshot or overlay.
 
-    Returns the entry as in `entries`. Raises CommandExecutionError when there is no such entry, or
-    GRUB could not take the choice or could not clear it again.
+    Returns the entry as in `entries`. Raises CommandExecutionError when there is no such entry, the
+    firmware runs no GRUB, or GRUB could not take the choice or could not clear it again.
 
     CLI Example:
 
@@ -462,6 +462,7 @@ def once(backend: str) -> dict[str, Any]:
 
         salt-call --local ramboot_grub.once zram
     """
+    _check_firmware()
     chosen: dict[str, Any] = {}
     for path in configs():
         menu = entries(path)
@@ -975,6 +976,17 @@ def _check_initramfs(kernel: str) -> None:
     if not found or not found["module"]:
         raise CommandExecutionError(
             f"the initramfs of Linux {kernel} has no ramboot in it; apply the state ramboot"
+        )
+
+
+def _check_firmware() -> None:
+    """Heads reads grub.cfg and runs no GRUB; of /boot it verifies each file but its own."""
+    found = sorted(name for pattern in _paths()["heads"] for name in glob.glob(pattern))
+    if found:
+        raise CommandExecutionError(
+            f"{found[0]} is of the firmware Heads, which runs no GRUB: nothing would take the"
+            " choice and clear it, and a changed grubenv looks like tampering there; take the entry"
+            " in the firmware's own boot menu"
         )
 
 
