@@ -396,6 +396,8 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
 
     Returns bytes of the copy, and of what stays behind.
 
+    Raises CommandExecutionError when no mount shows /, OSError when a directory can't be read.
+
     CLI Example:
 
     .. code-block:: bash
