@@ -396,6 +396,8 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
 
     Returns bytes of the copy, and of what stays behind.
 
+    Raises CommandExecutionError when no mount shows /, OSError when a directory can't be read.
+
     CLI Example:
 
     .. code-block:: bash
@@ -432,7 +434,7 @@ def _noted() -> dict[str, Any]:
             noted = json.load(source)
     except FileNotFoundError:
         noted = _unnoted(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CommandExecutionError(f"{path} can't be understood: {error}") from error
     if not isinstance(noted, dict) or noted.get("schema") != 1:
         raise CommandExecutionError(f"{path} has another format than this version's")
@@ -510,6 +512,8 @@ def _filled() -> dict[str, Any] | None:
         age = time.time() - os.stat(path).st_mtime
         noted = json.loads(_read(path))
     except (OSError, ValueError):
+        return None
+    if not isinstance(noted, dict):
         return None
     return noted if age < FILLED_OLD_S or noted.get("lost") else None
 

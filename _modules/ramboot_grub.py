@@ -144,6 +144,8 @@ def entries(path: str | None = None) -> list[dict[str, Any]]:
     Each is {"id": str, "title": str, "backend": str or None when it is not ours, "kernel": version
     or None, "path": the id after those of its submenus, as grub-reboot takes it}.
 
+    Raises CommandExecutionError when there is no grub.cfg, OSError when `path` can't be read.
+
     CLI Example:
 
     .. code-block:: bash
@@ -193,6 +195,9 @@ def pending(settings: dict[str, Any] | None = None) -> dict[str, list[str]]:
 
     settings
         As from ramboot_config.load; default: the pillar's.
+
+    Raises SaltInvocationError when the pillar is wrong, CommandExecutionError when there is no
+    grub.cfg or our record of them is damaged.
 
     CLI Example:
 
@@ -244,8 +249,13 @@ def faults(settings: dict[str, Any] | None = None) -> list[str]:
 def describe(path: str) -> list[str]:
     """Return what a grub.cfg holds of ours, sorted, and the dom0_mem of the ordinary entries.
 
+    path
+        Any grub.cfg.
+
     An entry is `zram, Linux 6.12.117: +dom0_mem=max:10240M +noresume +ramboot=zram -resume=...`:
     the tokens that differ from the ordinary entry with that kernel.
+
+    Raises OSError when it can't be read.
 
     CLI Example:
 
@@ -259,10 +269,15 @@ def describe(path: str) -> list[str]:
 def forecast(path: str, settings: dict[str, Any] | None = None) -> list[str]:
     """Return what `describe` would say once grub.cfg is generated anew. Changes and runs nothing.
 
+    path
+        One of `configs`.
     settings
         As for `pending`.
 
     The kernels are those that have an ordinary entry now.
+
+    Raises SaltInvocationError when the pillar is wrong, CommandExecutionError when our record of
+    grub.cfg is damaged, OSError when `path` can't be read.
 
     CLI Example:
 
@@ -382,6 +397,9 @@ def withdraw() -> list[str]:
     After a refusal the next grub-mkconfig, which a kernel update runs and which checks nothing,
     would make them. Returns the paths that were put back or deleted.
 
+    Raises CommandExecutionError when there is no grub.cfg, our record of them or a stored original
+    is damaged, or the block in /etc/default/grub was edited by hand.
+
     CLI Example:
 
     .. code-block:: bash
@@ -422,6 +440,9 @@ def undo_actions() -> dict[str, str]:
 def undo(path: str) -> str:
     """Take our part out of one grub.cfg, in the way that `undo_actions` names.
 
+    path
+        One that `undo_actions` names.
+
     Returns that way. Raises CommandExecutionError as `mkconfig` does, and when the wrapper that
     makes our entries is still there and grub.cfg would have to be generated.
 
@@ -453,8 +474,8 @@ def once(backend: str) -> dict[str, Any]:
     backend
         zram, tmpfs, image, snapshot or overlay.
 
-    Returns the entry as in `entries`. Raises CommandExecutionError when there is no such entry, or
-    GRUB could not take the choice or could not clear it again.
+    Returns the entry as in `entries`. Raises CommandExecutionError when there is no such entry, the
+    firmware runs no GRUB, or GRUB could not take the choice or could not clear it again.
 
     CLI Example:
 
@@ -462,6 +483,7 @@ def once(backend: str) -> dict[str, Any]:
 
         salt-call --local ramboot_grub.once zram
     """
+    _check_firmware()
     chosen: dict[str, Any] = {}
     for path in configs():
         menu = entries(path)
@@ -975,6 +997,17 @@ def _check_initramfs(kernel: str) -> None:
     if not found or not found["module"]:
         raise CommandExecutionError(
             f"the initramfs of Linux {kernel} has no ramboot in it; apply the state ramboot"
+        )
+
+
+def _check_firmware() -> None:
+    """Heads reads grub.cfg and runs no GRUB; of /boot it verifies each file but its own."""
+    found = sorted(name for pattern in _paths()["heads"] for name in glob.glob(pattern))
+    if found:
+        raise CommandExecutionError(
+            f"{found[0]} is of the firmware Heads, which runs no GRUB: nothing would take the"
+            " choice and clear it, and a changed grubenv looks like tampering there; take the entry"
+            " in the firmware's own boot menu"
         )
 
 

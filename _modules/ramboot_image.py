@@ -352,6 +352,8 @@ def remains() -> list[str]:
     What is there of images and of builds that were cut off: paths, "volume VG/LV", and
     "subvolume NAME".
 
+    Raises CommandExecutionError when the layout of / or the subvolumes of its btrfs can't be read.
+
     CLI Example:
 
     .. code-block:: bash

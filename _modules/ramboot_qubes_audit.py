@@ -62,7 +62,7 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     .. code-block:: bash
 
-        qubesctl ramboot.audit
+        qubesctl ramboot_qubes_audit.places '[{target: /, source: /dev/dm-1, fstype: ext4}]'
     """
     if not __salt__["ramboot_qubesadmin.available"]():
         if not os.path.lexists(__salt__["ramboot_config.paths"]()["qubes_xml"]):
@@ -118,8 +118,8 @@ def orphans() -> dict[str, Any]:
     not go, and a new qube of that name can't be made over them.
 
     Returns {"orphans": [{"what": "VG/LV" or a directory, "kind": "volume" | "directory", "qube":
-    its name, "bytes": int}], "token": text that `remove_orphans` wants, or None where there are
-    none}.
+    its name, "bytes": int, "made": LVM's time, or when a directory was last changed in ns since
+    1970, both as text}], "token": text that `remove_orphans` wants, or None where there are none}.
 
     Raises CommandExecutionError when qubesd or LVM can't be asked.
 
@@ -127,7 +127,7 @@ def orphans() -> dict[str, Any]:
 
     .. code-block:: bash
 
-        qubesctl ramboot.orphans
+        qubesctl ramboot_qubes_audit.orphans
     """
     found = _orphans(__salt__["ramboot_qubesadmin.pools"]())
     return {"orphans": found, "token": _token(found) if found else None}
@@ -149,7 +149,7 @@ def remove_orphans(token: str) -> list[str]:
 
     .. code-block:: bash
 
-        qubesctl ramboot.orphans remove=TOKEN
+        qubesctl ramboot_qubes_audit.remove_orphans TOKEN
     """
     fault = __salt__["ramboot_preflight.session_fault"]()
     if fault:

@@ -91,6 +91,9 @@ def made(
     qube, kind, whole, volumes, intent
         as in `read`; to the intent goes the time.
 
+    Raises CommandExecutionError when the record can't be understood, OSError when it can't be
+    written.
+
     CLI Example:
 
     .. code-block:: bash
@@ -113,6 +116,9 @@ def changed(qube: str | None, group: str, key: str, old: Any, new: Any) -> None:
 
     qube, group, key, old, new
         as in `read`; the old value of an earlier note stays.
+
+    Raises CommandExecutionError when the record can't be understood, OSError when it can't be
+    written.
 
     CLI Example:
 
@@ -141,6 +147,9 @@ def done(qube: str | None, group: str, key: str) -> None:
     qube, group, key
         as in `read`.
 
+    Raises CommandExecutionError when the record can't be understood, OSError when it can't be
+    written.
+
     CLI Example:
 
     .. code-block:: bash
@@ -160,6 +169,9 @@ def forget(qube: str | None, group: str, key: str) -> None:
 
     qube, group, key
         as in `read`.
+
+    Raises CommandExecutionError when the record can't be understood, OSError when it can't be
+    written.
 
     CLI Example:
 
@@ -182,6 +194,9 @@ def pool(name: str, present: bool = True, folders: list[str] | None = None) -> N
         which, and which of both.
     folders
         as in `read`.
+
+    Raises CommandExecutionError when the record can't be understood, OSError when it can't be
+    written.
 
     CLI Example:
 

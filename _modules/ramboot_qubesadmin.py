@@ -96,6 +96,8 @@ def labels() -> list[str]:
     """
     The names of the labels (colours).
 
+    Raises CommandExecutionError when qubesd can't be asked.
+
     CLI Example:
 
     .. code-block:: bash
@@ -112,6 +114,8 @@ def property_names(name: str | None = None) -> list[str]:
 
     name
         a qube. Default: the properties of the whole system (what qubes-prefs shows).
+
+    Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
 
     CLI Example:
 
@@ -167,6 +171,8 @@ def features(name: str) -> dict[str, str]:
     name
         a qube.
 
+    Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
+
     CLI Example:
 
     .. code-block:: bash
@@ -188,6 +194,8 @@ def preload_holder(template: str) -> str:
 
     Returns a qube's name, `dom0` or the template's own.
 
+    Raises CommandExecutionError when qubesd can't be asked.
+
     CLI Example:
 
     .. code-block:: bash
@@ -204,6 +212,8 @@ def tags(name: str) -> list[str]:
 
     name
         a qube.
+
+    Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
 
     CLI Example:
 
@@ -289,6 +299,8 @@ def devices(name: str) -> dict[str, dict[str, str]]:
     Returns {port as in 00_14.0: {option: text}}. Covers devices of dom0 alone; no other qube has
     any to give.
 
+    Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
+
     CLI Example:
 
     .. code-block:: bash
@@ -311,6 +323,8 @@ def backends(name: str) -> list[str]:
     name
         a qube.
 
+    Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
+
     CLI Example:
 
     .. code-block:: bash
@@ -328,6 +342,8 @@ def pci_while_running() -> bool:
     """
     Whether qubesd takes a PCI device away from a qube that runs, for its next start; 4.2 does not.
 
+    Raises CommandExecutionError when qubesd can't be asked.
+
     CLI Example:
 
     .. code-block:: bash
@@ -344,6 +360,8 @@ def pools() -> dict[str, dict[str, str]]:
 
     Returns {name: config}; the config always has `driver` ("file", "lvm_thin", ...) and, by driver,
     `dir_path`, or `volume_group` and `thin_pool` (core: qubes/storage/*.py, config).
+
+    Raises CommandExecutionError when qubesd can't be asked.
 
     CLI Example:
 
@@ -463,6 +481,8 @@ def set_volume(name: str, volume: str, option: str, value: Any) -> None:
     value
         bool or int.
 
+    Raises CommandExecutionError on any other option, when qubesd refuses, or has no such qube.
+
     CLI Example:
 
     .. code-block:: bash
@@ -507,6 +527,8 @@ def set_property(name: str | None, key: str, value: str) -> None:
         which, and its text; "" is none. Of a bool qubesd reads yes, on, 1 and the like too, and
         answers True or False ever after (core: qubes/__init__.py).
 
+    Raises CommandExecutionError when qubesd refuses, or has no such qube.
+
     CLI Example:
 
     .. code-block:: bash
@@ -523,6 +545,8 @@ def reset_property(name: str | None, key: str) -> None:
 
     name, key
         as in `set_property`.
+
+    Raises CommandExecutionError when qubesd refuses, or has no such qube.
 
     CLI Example:
 
@@ -542,6 +566,8 @@ def set_feature(name: str, key: str, value: str | None) -> None:
         whose, and which: letters, digits, `_`, `.` and `-`.
     value
         printable ASCII ("" is how Qubes writes "off"), or None to remove it.
+
+    Raises CommandExecutionError when qubesd refuses, or has no such qube.
 
     CLI Example:
 
@@ -564,6 +590,8 @@ def set_tag(name: str, tag: str, present: bool = True) -> None:
 
     name, tag, present
         whose, which, and whether it shall be there.
+
+    Raises CommandExecutionError when qubesd refuses, or has no such qube.
 
     CLI Example:
 
@@ -610,6 +638,8 @@ def set_device(name: str, port: str, options: dict[str, str] | None) -> None:
     options
         {option: "True"}, or None to take the device away. What was assigned with other options is
         assigned anew, as the very device that it was (4.3 can name one beside its place).
+
+    Raises CommandExecutionError when qubesd refuses, or has no such qube.
 
     CLI Example:
 
@@ -682,6 +712,8 @@ def add_pool(name: str, driver: str, options: dict[str, str]) -> None:
     options
         what the driver takes, such as {"dir_path": path, "revisions_to_keep": "0"}.
 
+    Raises CommandExecutionError when qubesd refuses.
+
     CLI Example:
 
     .. code-block:: bash
@@ -698,6 +730,8 @@ def remove_pool(name: str) -> None:
 
     name
         a pool that no volume and no default names.
+
+    Raises CommandExecutionError when qubesd refuses.
 
     CLI Example:
 

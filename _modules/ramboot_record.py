@@ -73,6 +73,9 @@ def verdict(path: str) -> str:
     `missing` (there was a file before us and there is none now),
     `changed-by-user` (none of these).
 
+    Raises CommandExecutionError when record.json can't be understood, or a recorded path
+    has become something else than a regular file.
+
     CLI Example:
 
     .. code-block:: bash
@@ -102,8 +105,13 @@ def outcome(path: str) -> dict[str, str]:
     """
     What `restore` would do with `path`, and why. Changes nothing.
 
+    path
+        absolute path of a file.
+
     Returns {"verdict": as above, "action": "restored" | "deleted" | "nothing" | "left",
     "comment": one sentence}. `left` means that the file stays for the user to decide.
+
+    Raises CommandExecutionError as `verdict` does.
 
     CLI Example:
 
@@ -163,6 +171,8 @@ def look(path: str) -> dict[str, Any] | None:
 def original_fault(path: str) -> str | None:
     """
     Why the original of `path` can't be put back; None when it can, or nothing was there.
+
+    Raises CommandExecutionError when record.json can't be understood.
 
     CLI Example:
 
@@ -317,6 +327,9 @@ def forget(path: str) -> bool:
     Also removes those of the directories we made that are empty by now. Returns whether anything
     was recorded.
 
+    Raises CommandExecutionError when record.json can't be understood, OSError when it can't be
+    written.
+
     CLI Example:
 
     .. code-block:: bash
@@ -343,6 +356,8 @@ def closable() -> bool:
     """
     Whether nothing is recorded any more and `close` would remove something.
 
+    Raises CommandExecutionError when record.json can't be understood.
+
     CLI Example:
 
     .. code-block:: bash
@@ -361,6 +376,9 @@ def close() -> dict[str, list[str]]:
 
     Returns {"removed": [paths removed], "left": [files still there, with a reason to be: paths
     still recorded, or originals in left/]}.
+
+    Raises CommandExecutionError when record.json can't be understood, OSError when what is left
+    over can't be deleted.
 
     CLI Example:
 

@@ -108,6 +108,8 @@ def recorded() -> dict[str, list[str]]:
     `active`, the path of our `record` (a list, empty without one), and in `changed` a sentence for
     each thing that is not as ramboot left it and will stay as it is.
 
+    Raises CommandExecutionError when our record is damaged.
+
     CLI Example:
 
     .. code-block:: bash
@@ -197,6 +199,9 @@ def switch_on() -> dict[str, list[str]]:
 
     Swaps of fstab are switched on again if some were on before. One that does not come on is named
     in `changed`: the next boot brings it, as it does those of units and of zram-generator.
+
+    Raises CommandExecutionError when our record is damaged or systemd does not reload its units,
+    OSError when fstab or a unit can't be written; the record stays then.
 
     CLI Example:
 

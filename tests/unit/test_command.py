@@ -235,6 +235,14 @@ def test_status_where_nothing_was_recorded_is_code_3(dom0):
     ]
 
 
+def test_status_where_nothing_was_recorded_on_a_disk_is_persistent_and_code_3(dom0):
+    dom0.write("/proc/self/mountinfo", "25 1 8:2 / / rw - ext4 /dev/sda2 rw\n")
+    dom0.write("/sys/class/block/sda2/dev", "8:2\n")
+    done = dom0.run("status")
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[0] == "Session:   persistent, on the disk"
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', ""])
 def test_status_that_is_not_understood_is_an_error(dom0, text):
     dom0.write("/run/ramboot/status.json", text)

@@ -1063,6 +1063,13 @@ def test_once_without_an_environment_block(machine):
     refuses_once(machine, "zram", "grubenv is missing or not 1024 bytes long; create it with: ")
 
 
+@pytest.mark.parametrize("name", ["kexec.sig", "kexec_default.1.txt", "kexec_default_hashes.txt"])
+def test_once_where_the_firmware_runs_no_grub(machine, name):
+    applied(machine)
+    machine.world.write(f"/boot/{name}")
+    refuses_once(machine, "zram", f"/boot/{name} is of the firmware Heads, which runs no GRUB: ")
+
+
 def test_once_where_grub_cannot_write(machine):
     applied(machine)
     machine.command(

@@ -160,6 +160,51 @@ def test_modules_that_are_not_synced_stop_everything_with_the_remedy(unsynced, s
     assert unsynced.tree() == before
 
 
+@pytest.fixture
+def outdated(minion):
+    """After an update of the formula: an old module that can't read the new defaults, an old state,
+    and one that the minion has not got at all.
+    """
+    copies = Path(minion.call("config.get", "extension_modules"))
+    config, state = copies / "modules/ramboot_config.py", copies / "states/ramboot_grub.py"
+    config.write_text(config.read_text() + "\ndef faults():\n    raise ValueError('what is new')\n")
+    state.write_text(f"{state.read_text()}\n")
+    (copies / "states/ramboot_swap.py").unlink()
+    yield minion
+    minion.call("saltutil.sync_all")
+
+
+def test_modules_older_than_the_states_stop_everything_with_the_remedy(outdated):
+    before = outdated.tree()
+    for sls, test in (
+        ("ramboot", "test=False"),
+        ("ramboot.absent", "test=False"),
+        ("ramboot", "test=True"),
+    ):
+        states = outdated.apply(sls, test)
+        (told,) = (value for key, value in states.items() if "preflight" in key)
+        assert (told["result"], told["name"], told["changes"]) == (False, SYNC, {})
+        assert test == "test=True" or told["comment"] == (
+            f"{SYNC}; not as the formula has them: _modules/ramboot_config.py,"
+            " _states/ramboot_grub.py, _states/ramboot_swap.py"
+        )
+        assert unmet(states) == []
+    assert outdated.tree() == before
+
+
+def test_modules_that_the_file_server_does_not_have_are_taken_as_they_are(minion):
+    aside = minion.conf.parent / "aside"
+    aside.mkdir()
+    for part in ("_modules", "_states"):
+        (minion.formula / part).rename(aside / part)
+    try:
+        states = minion.apply("ramboot.preflight")
+    finally:
+        for part in ("_modules", "_states"):
+            (aside / part).rename(minion.formula / part)
+    assert states["ramboot-preflight"]["result"] is True
+
+
 @pytest.mark.parametrize("test", ["test=True", "test=False"])
 def test_a_bad_pillar_stops_everything_and_is_told_whole(minion, test):
     before = minion.tree()
