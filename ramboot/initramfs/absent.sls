@@ -5,12 +5,12 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 {%- import_text "ramboot/initramfs/files/50ramboot/manifest" as manifest %}
-{%- set module = '/usr/lib/dracut/modules.d/50ramboot/' %}
+{%- set module = '/' ~ (paths.dracut_module.split('/') | last) ~ '/' %}
 {%- set files = [paths.dracut_manifest] %}
 {%- for line in manifest.splitlines() if line and not line.startswith('#') %}
 {%- set path = line.split()[2] %}
-{%- if path.startswith(module) %}
-{%- do files.append(path.replace(module, paths.dracut_module ~ '/')) %}
+{%- if module in path %}
+{%- do files.append(paths.dracut_module ~ '/' ~ (path.split(module) | last)) %}
 {%- endif %}
 {%- endfor %}
 {#- files of an earlier version of ours #}

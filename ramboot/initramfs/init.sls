@@ -5,7 +5,7 @@
 
 {%- from "ramboot/map.jinja" import paths with context %}
 {%- import_text "ramboot/initramfs/files/50ramboot/manifest" as manifest %}
-{%- set module = '/usr/lib/dracut/modules.d/50ramboot/' %}
+{%- set module = '/' ~ (paths.dracut_module.split('/') | last) ~ '/' %}
 {%- set shipped = [paths.dracut_manifest] %}
 
 include:
@@ -27,8 +27,8 @@ ramboot-initramfs-room:
 {#- lines: SHA256 MODE PATH IMAGE_PATH (packaging/manifest) #}
 {%- for line in manifest.splitlines() if line and not line.startswith('#') %}
 {%- set mode, path = line.split()[1:3] %}
-{%- if path.startswith(module) %}
-{%- set name = path.replace(module, '') %}
+{%- if module in path %}
+{%- set name = path.split(module) | last %}
 {%- do shipped.append(paths.dracut_module ~ '/' ~ name) %}
 ramboot-initramfs-module-{{ name | replace('/', '-') }}:
   ramboot.installed:
