@@ -849,7 +849,15 @@ def _audit_image() -> list[dict[str, str]]:
 
 
 def _audit_qubes() -> list[dict[str, str]]:
-    return __salt__["ramboot_qubes_audit.places"](_mounts())
+    shown = _mounts()
+    targets = {mount["target"] for mount in shown}
+    # what lies on a mount that the session to be lacks does not lie on the root for that
+    gone = [
+        {**mount, "source": "nothing that is mounted then"}
+        for mount in _all_mounts()
+        if mount["target"] not in targets
+    ]
+    return __salt__["ramboot_qubes_audit.places"]([*shown, *gone])
 
 
 # The system
@@ -878,6 +886,11 @@ def _meminfo() -> dict[str, int]:
 
 
 def _mounts() -> list[dict[str, Any]]:
+    """What is visible where; while the audit pretends, in the RAM session to be."""
+    return _as_pretended(_all_mounts())
+
+
+def _all_mounts() -> list[dict[str, Any]]:
     """What is visible where (proc(5), mountinfo): the last mount at each place."""
     found: dict[str, dict[str, Any]] = {}
     for line in _read(_paths()["proc_mountinfo"]).splitlines():
@@ -892,7 +905,7 @@ def _mounts() -> list[dict[str, Any]]:
             "writable": "ro" not in options,
             "options": super_options.split(","),
         }
-    return _as_pretended(list(found.values()))
+    return list(found.values())
 
 
 def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:

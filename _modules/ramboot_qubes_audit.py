@@ -181,11 +181,31 @@ def remove_orphans(token: str) -> list[str]:
 
 def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
     driver = config.get("driver")
+    if driver in FILE_DRIVERS and not _is_there(config):
+        # a stick that is not mounted: what lies on it does not lie on what shows its path now
+        return "unknown", f"{config['dir_path']}, where the pool's directories are not there"
     if driver in (*FILE_DRIVERS, "linux-kernel"):
         return _where_file(config["dir_path"], mounts)
     if driver == "lvm_thin":
         return _where_lvm(config)
     return "unknown", f"a driver whose place ramboot does not know ({name})"
+
+
+def _is_there(config: dict[str, str]) -> bool:
+    """Whether a pool of files shows: both drivers make these directories when it is added, and
+    never again (QubesOS/qubes-core-admin: qubes/storage/file.py and reflink.py, setup).
+    """
+    return any(os.path.isdir(os.path.join(config["dir_path"], folder)) for folder in FOLDERS)
+
+
+def _lacks_file(volume: dict[str, Any], file: str) -> bool:
+    """Whether a volume is without the file that it has since it was made. Others get theirs at the
+    start; while a qube runs without snapshots, file-reflink gives it another name
+    (QubesOS/qubes-core-admin: qubes/storage/file.py and reflink.py, create and start).
+    """
+    names = (file, f"{file.removesuffix('.img')}-dirty.img")
+    kept = volume["save_on_stop"] and not volume["snap_on_start"]
+    return kept and not any(os.path.exists(name) for name in names)
 
 
 def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
@@ -258,9 +278,11 @@ def _qube(
             continue
         verdict, words = lies.get(volume["pool"], ("unknown", "a pool that is not there"))
         file = __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), volume)
-        if file:
+        if file and _is_there(pools[volume["pool"]]):
             # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
+            if _lacks_file(volume, file):
+                verdict, words = "unknown", f"{file}; its file is not there"
         words = f"pool {volume['pool']}, {words}"
         encrypted = volume["ephemeral"]
         if encrypted and qube["running"] and not _encrypted(name, key, volume, pools):

@@ -301,6 +301,45 @@ def test_a_disk_mounted_inside_the_ram_pool_is_found_before_the_qube_runs(dom0):
     assert dom0.verdicts()[f"qube {DVM} root"] == "ram"
 
 
+@pytest.mark.parametrize("place", ["/mnt/usb", "/mnt/usb/qubes"])
+def test_a_pool_that_is_not_mounted_is_not_known(dom0, qubesd, place):
+    """Its path would be on the root, which goes with the power; its volumes are not."""
+    top = Path(f"{dom0.world.root}{place}")
+    top.mkdir(parents=True)
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_pool("usb", "file", dir_path=str(top))
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce", pool="usb")
+    qubesd.system["default_pool_private"] = "usb"
+    dom0.in_ram()
+    found = dom0.verdicts()
+    assert {found[f"qube mine {volume}"] for volume in ("private", "volatile")} == {"ram"}
+    stick = dom0.world.root / "mnt/usb"
+    stick.rename(dom0.world.root / "stick")
+    stick.mkdir()
+    found = dom0.rows()
+    told = ("unknown", f"{top}, where the pool's directories are not there")
+    assert found["pool usb"] == ("unknown", f"file, {told[1]}")
+    for volume in ("private", "volatile"):
+        assert found[f"qube mine {volume}"] == ("unknown", f"pool usb, {told[1]}")
+    assert found["default_pool_private"][0] == "unknown"
+    assert found["qube mine"][1].endswith("not stateless")
+
+
+@pytest.mark.parametrize(("name", "verdict"), [(None, "unknown"), ("private-dirty.img", "ram")])
+def test_a_volume_without_its_file_is_not_known(dom0, qubesd, name, verdict):
+    """file-reflink calls it so while a qube runs without snapshots."""
+    dom0.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    dom0.in_ram()
+    file = dom0.world.root / f"var/lib/qubes/appvms/{DVM}/private.img"
+    file.rename(file.with_name(name or "elsewhere"))
+    found = dom0.rows()
+    assert found[f"qube {DVM} private"][0] == verdict
+    assert found[f"qube {DVM} private"][1].endswith("its file is not there") == (name is None)
+    # what is made at the start is not missed
+    assert found["qube disp1"][0] == "ram"
+
+
 def session(dom0, copies):
     """A RAM session that began with these qubes, and copies of earlier boots."""
     dom0.in_ram()
@@ -464,7 +503,7 @@ def test_a_qubesd_that_does_not_answer_is_a_row_that_counts_as_a_trace(dom0, met
     exc = sys.modules["qubesadmin.exc"]
     dom0.fail(method, error=exc.QubesDaemonCommunicationError("gone"))
     ramboot = dom0.world.module("ramboot")
-    ramboot._mounts = lambda: dom0.mounts
+    ramboot._all_mounts = lambda: dom0.mounts
     (row,) = ramboot._tried(ramboot._audit_qubes)
     assert (row["place"], row["verdict"]) == ("qubes", "unknown")
     assert "qubesd can't be reached: gone" in row["finding"]
@@ -478,6 +517,25 @@ def test_lvm_that_does_not_answer_is_told(dom0):
     }
     with pytest.raises(CommandExecutionError, match="no lock"):
         dom0.places()
+
+
+def test_a_pool_on_a_mount_that_the_session_lacks_would_not_be_known(dom0, qubesd):
+    top = dom0.world.root / "mnt/usb"
+    top.mkdir(parents=True)
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_pool("usb", "file", dir_path=str(top))
+    ramboot = dom0.world.module("ramboot")
+    ramboot._all_mounts = lambda: [
+        *dom0.mounts,
+        {"target": str(top), "source": "/dev/sdb1", "fstype": "ext4"},
+    ]
+    dom0.devices |= {"/dev/sdb1": "disk", "tmpfs": "ram"}
+    dom0.world.salt["ramboot.backing"] = lambda device: dom0.devices.get(device, "unknown")
+    told = {"mounts": True, "layer": False, "lvm": True, "swap": False}
+    for mounts, verdict in ((True, "disk"), (False, "unknown")):
+        dom0.world.context[ramboot.PRETEND] = {**told, "mounts": mounts}
+        found = {row["place"]: row["verdict"] for row in ramboot._audit_qubes()}
+        assert (found["pool usb"], found["pool varlibqubes"]) == (verdict, "ram")
 
 
 # What is left over
