@@ -32,6 +32,8 @@ WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
 _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d+-back|-back)?")
+# And what it makes of a volume in a pool of files, revisions and the like included.
+_FILE = re.compile(r"(root|private|volatile)(?:-[a-z]+)?\.img")
 # Of a qube (qubes/vm/__init__.py, validate_name).
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
 _LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
@@ -94,13 +96,13 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if config["driver"] != "linux-kernel"
     ]
     rows += _new_qubes(lies)
+    left, named = _left_over(pools)
+    told_of = ((left, "of {}, which is no more"),
+               (named, "bears the name of qube {}, which does not have it"))  # fmt: skip
     rows += [
-        _row(
-            f"left over {item['what']}",
-            f"of {item['qube']}, which is no more",
-            _left_verdict(item, mounts),
-        )
-        for item in _orphans(pools)
+        _row(f"left over {item['what']}", told.format(item["qube"]), _left_verdict(item, mounts))
+        for items, told in told_of
+        for item in items
     ]
     worst = next(
         (kind for kind in WORST if any(row["verdict"] == kind for row in rows)),
@@ -222,8 +224,8 @@ def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
-    """A directory is as good as where it lies; a volume is in LVM's metadata too."""
-    in_ram = item["kind"] == "directory" and _where_file(item["what"], mounts)[0] == "ram"
+    """What is a file is as good as where it lies; a volume is in LVM's metadata too."""
+    in_ram = item["kind"] != "volume" and _where_file(item["what"], mounts)[0] == "ram"
     return "ram" if in_ram else "trace"
 
 
@@ -411,25 +413,45 @@ def _row(place: str, finding: str, verdict: str) -> dict[str, str]:
 
 
 def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    return _left_over(pools)[0]
+
+
+def _left_over(
+    pools: dict[str, dict[str, str]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is of qubes that are no more; and what bears the name of one that is there and does not
+    have it, which is not plainly of one that is no more.
+    """
     qubes = __salt__["ramboot_qubesadmin.qubes"]()
-    known = {
-        (volume["pool"], vid)
+    known = _known(pools, qubes)
+    found = _left_volumes(pools, {vid for vid, _file in known})
+    files = {os.path.realpath(file) for _vid, file in known if file}
+    for config in pools.values():
+        if config.get("driver") in FILE_DRIVERS:
+            found += _left_directories(config["dir_path"], set(qubes))
+            found += _left_files(config["dir_path"], set(qubes), files)
+    items = sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
+    return (
+        [item for item in items if item["qube"] not in qubes],
+        [item for item in items if item["qube"] in qubes],
+    )
+
+
+def _known(
+    pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]
+) -> set[tuple[str, str | None]]:
+    """(vid, its file in a pool of files) of each volume that qubesd knows."""
+    return {
+        (vid, __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), {"vid": vid}))
         for name, qube in qubes.items()
         if qube["class"] != "AdminVM"
         for volume in __salt__["ramboot_qubesadmin.volumes"](name).values()
         for vid in (volume["vid"], volume["source"])
         if vid
     }
-    found = _left_volumes(pools, {vid for _pool, vid in known}, set(qubes))
-    for config in pools.values():
-        if config.get("driver") in FILE_DRIVERS:
-            found += _left_directories(config["dir_path"], set(qubes))
-    return sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
 
 
-def _left_volumes(
-    pools: dict[str, dict[str, str]], known: set[str], qubes: set[str]
-) -> list[dict[str, Any]]:
+def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dict[str, Any]]:
     ours = {
         (config.get("volume_group"), config.get("thin_pool"))
         for config in pools.values()
@@ -453,15 +475,11 @@ def _left_volumes(
         base = match["base"]
         if f"{group}/{base}" in known:
             continue
-        name = base.removeprefix("vm-").rpartition("-")[0]
-        if name in qubes:
-            # a volume that the qube of that name does not have: not plainly of one that is no more
-            continue
         found.append(
             {
                 "what": f"{group}/{volume['lv_name']}",
                 "kind": "volume",
-                "qube": name,
+                "qube": base.removeprefix("vm-").rpartition("-")[0],
                 "bytes": int(volume["lv_size"]),
                 "made": volume["lv_time"],
             }
@@ -491,6 +509,18 @@ def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _left_files(top: str, qubes: set[str], known: set[str]) -> list[dict[str, Any]]:
+    """Volumes in the directory of a qube that is there, each of qubes in /var/lib/qubes has one."""
+    return [
+        {"what": path, "kind": "file", "qube": name}
+        for folder in FOLDERS
+        for name in sorted(qubes)
+        for path in sorted(glob.glob(os.path.join(glob.escape(top), folder, name, "*.img*")))
+        if (match := _FILE.match(os.path.basename(path)))
+        and os.path.realpath(os.path.join(os.path.dirname(path), f"{match[1]}.img")) not in known
+    ]
 
 
 def _allocated(top: str) -> int:

@@ -574,6 +574,40 @@ def test_what_is_left_over_is_listed_and_nothing_else(dom0, qubesd):
     )
 
 
+def test_what_bears_the_name_of_a_qube_that_does_not_have_it_is_told_and_kept(dom0, qubesd):
+    """Made in a RAM session in vm-pool, and anew in a persistent boot in another pool."""
+    add = sys.modules["qubesadmin"].Qubes().add_new_vm
+    add("AppVM", "mine", "red", template="debian-12-xfce", pool="varlibqubes")
+    qubesd.add_pool("other", "file", dir_path=f"{dom0.world.root}/srv/other")
+    other = dom0.world.write("/srv/other/appvms/sys-net/private.img")
+    cow = dom0.world.write("/srv/other/appvms/sys-net/private-cow.img.old")
+    dom0.world.write("/srv/other/appvms/sys-net/notes.img")
+    below = dom0.world.root / "var/lib/qubes/appvms/mine"
+    # of volumes that are there: a revision in either pool, what an import makes
+    for name in ("vm-sys-net-private-1700000000-back", "vm-debian-12-xfce-root-import"):
+        dom0.lv(name)
+    # its root is a snapshot of the template's, in vm-pool
+    dom0.lv("vm-mine-root-snap")
+    dom0.world.write("/var/lib/qubes/appvms/mine/private-cow.img.old")
+    assert not [place for place in dom0.rows() if place.startswith(f"left over {below}")]
+    for name in ("vm-mine-private", "vm-mine-private-snap"):
+        dom0.lv(name)
+    found = dom0.rows()
+    told = {place for place in found if place.startswith("left over ")}
+    assert told == {
+        "left over qubes_dom0/vm-mine-private",
+        "left over qubes_dom0/vm-mine-private-snap",
+        f"left over {other}",
+        f"left over {cow}",
+    }
+    finding = "bears the name of qube {}, which does not have it"
+    assert found["left over qubes_dom0/vm-mine-private"] == ("trace", finding.format("mine"))
+    assert found[f"left over {other}"] == ("trace", finding.format("sys-net"))
+    assert dom0.audit.orphans() == {"orphans": [], "token": None}
+    dom0.in_ram()
+    assert dom0.verdicts()[f"left over {other}"] == "ram"
+
+
 def test_a_directory_that_is_left_over_in_ram_is_no_trace(dom0, qubesd):
     left = dom0.world.root / "var/lib/qubes/appvms/gone"
     left.mkdir()
