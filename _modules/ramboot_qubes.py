@@ -623,6 +623,11 @@ def _pool_faults(look: _Look) -> list[str]:
                 f"file_pools:{name}: {entry['dir_path']} is on /, which a RAM session copies and"
                 " forgets; set on_root: true if that is meant, or mount something there first"
             )
+        elif over := _overlapping(look, name, entry["dir_path"]):
+            found.append(
+                f"file_pools:{name}: {entry['dir_path']} {over}; choose a directory apart from"
+                " those of other pools"
+            )
         elif not os.path.isdir(os.path.dirname(entry["dir_path"])):
             # qubesd makes the last directory alone (core-admin: qubes/storage/file.py, setup)
             found.append(
@@ -632,6 +637,21 @@ def _pool_faults(look: _Look) -> list[str]:
         if name not in look.pools and name not in look.settings["file_pools"]:
             found.append(f"default_pools:{key}: there is no pool {name}")
     return found
+
+
+def _overlapping(look: _Look, name: str, path: str) -> str | None:
+    """How this directory and that of another pool lie one in the other; None where none does. A
+    qube's directory in one may be a pool's in the other.
+    """
+    others = {**look.settings["file_pools"], **look.pools}
+    for other, config in others.items():
+        if other == name or not config.get("dir_path"):
+            continue
+        ours, theirs = (f"{os.path.realpath(p)}/" for p in (path, config["dir_path"]))
+        if ours.startswith(theirs) or theirs.startswith(ours):
+            how = "lies in" if ours.startswith(theirs) else "holds"
+            return f"{how} {config['dir_path']} of pool {other}"
+    return None
 
 
 def _crowd_fault(look: _Look) -> str | None:

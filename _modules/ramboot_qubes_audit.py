@@ -168,7 +168,7 @@ def remove_orphans(token: str) -> list[str]:
     done: list[str] = []
     for item in found:
         try:
-            _delete(item, pools)
+            _delete(item, pools, _kept(pools, __salt__["ramboot_qubesadmin.qubes"]()))
         except (CommandExecutionError, OSError) as error:
             before = f"; deleted before: {', '.join(done)}" if done else ""
             raise CommandExecutionError(
@@ -426,9 +426,10 @@ def _left_over(
     known = _known(pools, qubes)
     found = _left_volumes(pools, {vid for vid, _file in known})
     files = {os.path.realpath(file) for _vid, file in known if file}
+    kept = _kept(pools, qubes)
     for config in pools.values():
         if config.get("driver") in FILE_DRIVERS:
-            found += _left_directories(config["dir_path"], set(qubes))
+            found += _left_directories(config["dir_path"], set(qubes), kept)
             found += _left_files(config["dir_path"], set(qubes), files)
     items = sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
     return (
@@ -449,6 +450,22 @@ def _known(
         for vid in (volume["vid"], volume["source"])
         if vid
     }
+
+
+def _kept(pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]) -> set[str]:
+    """Directories of pools, files of volumes: each as it is called and as links have it."""
+    paths = {config["dir_path"] for config in pools.values() if config.get("dir_path")}
+    paths |= {file for _vid, file in _known(pools, qubes) if file}
+    return {form for path in paths for form in (os.path.normpath(path), os.path.realpath(path))}
+
+
+def _holds(path: str, kept: set[str]) -> bool:
+    """Whether one of them is it or lies below: a pool may be laid where another has its qubes."""
+    return any(
+        f"{one}/".startswith(f"{form}/")
+        for form in (os.path.normpath(path), os.path.realpath(path))
+        for one in kept
+    )
 
 
 def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dict[str, Any]]:
@@ -487,7 +504,7 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
     return found
 
 
-def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
+def _left_directories(top: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
     found = []
     for folder in FOLDERS:
         parent = os.path.join(top, folder)
@@ -497,6 +514,8 @@ def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
             path = os.path.join(parent, name)
             # lost+found is nobody's
             if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
+                continue
+            if _holds(path, kept):
                 continue
             info = os.lstat(path)
             found.append(
@@ -538,7 +557,7 @@ def _token(found: list[dict[str, Any]]) -> str:
     return f"t{hashlib.sha256(text.encode()).hexdigest()[:15]}"
 
 
-def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]]) -> None:
+def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]], kept: set[str]) -> None:
     if item["kind"] == "directory":
         parent = os.path.dirname(item["what"])
         allowed = {
@@ -549,6 +568,8 @@ def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]]) -> None:
         }
         if parent not in allowed:
             raise CommandExecutionError("it is no directory of a qube")
+        if _holds(item["what"], kept):
+            raise CommandExecutionError("a pool or a qube's volume lies there")
         if os.path.islink(item["what"]):
             # what it leads to is not ours to delete
             os.unlink(item["what"])

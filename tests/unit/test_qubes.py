@@ -1676,6 +1676,25 @@ def test_a_file_pool_on_the_root_is_refused_unless_it_is_meant(formula):
     formula.good(meant)
 
 
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        ("/var/lib/qubes/appvms/ram", "lies in {}/var/lib/qubes of pool varlibqubes"),
+        ("/srv/linked/ram", "lies in {}/var/lib/qubes of pool varlibqubes"),
+        ("/var/lib", "holds {}/var/lib/qubes of pool varlibqubes"),
+        ("/srv/other/ram", "lies in {}/srv/other of pool other"),
+    ],
+)
+def test_a_pool_within_another_is_refused(formula, path, how):
+    root = formula.world.root
+    (root / "srv").mkdir()
+    (root / "srv/linked").symlink_to(root / "var/lib/qubes")
+    other = {"other": {"dir_path": f"{root}/srv/other", "on_root": True}}
+    asked = {"p": {"dir_path": f"{root}{path}", "on_root": True}, **other}
+    told = f"file_pools:p: {root}{path} {how.format(root)}; choose a directory apart from those of"
+    assert f"{told} other pools" in check(formula, {"file_pools": asked})
+
+
 def test_a_pool_of_that_name_elsewhere_is_refused(formula):
     found = check(formula, {"file_pools": {"varlibqubes": {"dir_path": "/mnt/usb"}}})
     assert found[0].startswith("file_pools:varlibqubes: there is a pool of that name with dir_path")

@@ -698,6 +698,39 @@ def test_a_link_is_not_followed_when_deleting(dom0, qubesd, tmp_path):
     assert (kept / "file").exists()
 
 
+@pytest.mark.parametrize("below", ["", "/deep", "/linked"])
+def test_a_pool_within_another_is_not_left_over(dom0, qubesd, tmp_path, below):
+    """Of its own, where another pool has its qubes; made by hand, for ramboot refuses it."""
+    within = dom0.world.root / f"var/lib/qubes/appvms/nested{below}"
+    within.mkdir(parents=True)
+    if below == "/linked":
+        within.rmdir()
+        (tmp_path / "apart").mkdir()
+        within.symlink_to(tmp_path / "apart")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_pool("nested", "file", dir_path=str(within))
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce", pool="nested")
+    assert dom0.audit.orphans()["orphans"] == []
+    # nor if the list had it
+    pools = dom0.world.salt["ramboot_qubesadmin.pools"]()
+    item = {"what": f"{dom0.world.root}/var/lib/qubes/appvms/nested", "kind": "directory"}
+    kept = dom0.audit._kept(pools, dom0.world.salt["ramboot_qubesadmin.qubes"]())
+    with pytest.raises(CommandExecutionError, match="a pool or a qube's volume lies there"):
+        dom0.audit._delete(item, pools, kept)
+    assert (within / "appvms/mine/private.img").exists()
+
+
+def test_a_link_to_the_files_of_a_pool_is_not_left_over(dom0, qubesd):
+    top = dom0.world.root / "var/lib/qubes"
+    (top / "appvms/linked").symlink_to(top / "vm-templates/debian-12-xfce")
+    (top / "appvms/gone").mkdir()
+    sys.modules["qubesadmin"].Qubes().add_new_vm("TemplateVM", "x", "red", pool="varlibqubes")
+    (top / "appvms/to-x").symlink_to(top / "vm-templates/x")
+    found = [item["qube"] for item in dom0.audit.orphans()["orphans"]]
+    # what is linked holds no volume there: that of debian-12-xfce is in vm-pool
+    assert found == ["gone", "linked"]
+
+
 def test_orphans_lists_and_with_a_token_deletes(dom0, qubesd):
     leave(dom0, qubesd)
     ramboot = dom0.world.module("ramboot")
