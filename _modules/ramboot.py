@@ -211,9 +211,11 @@ def plan() -> dict[str, dict[str, Any]]:
 
     Returns {"zram" | "tmpfs" | "image" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of
     them the root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the
-    prompt of a RAM boot: of grub:dom0_mem_max_mib, or of the machine's RAM if that is less, or of
-    dom0's memory now when it is `keep`),
-    "fits": bool, "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
+    start of a RAM boot: of grub:dom0_mem_max_mib, or of the machine's RAM if that is less, for a
+    backend with a menu entry, or for all with dom0_mem_scope `all`; else of dom0's memory now),
+    "fits": bool, "fits_ordinary": bool (from the ordinary menu entry, where the question is and
+    where a backend as boot:mode starts: that has dom0's memory now, unless dom0_mem_scope is
+    `all`), "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
     "source_bytes", "excluded_bytes", "qubes_bytes" (of source_bytes, stateless qubes that are
     there), "qubes_pending_bytes" (of source_bytes, those that are not), "algorithm": name or None,
     "says": one sentence, with what boot:disk means for that backend}}.
@@ -239,46 +241,50 @@ def plan() -> dict[str, dict[str, Any]]:
     qubes = __salt__["ramboot_qubes.budget"]()
     used += qubes["pending_bytes"]
     spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
-    now = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
-    available, whose = now, "available"
-    if settings["grub"]["dom0_mem_max_mib"] != "keep":
-        wanted = settings["grub"]["dom0_mem_max_mib"] * MIB
-        granted = min(wanted, _machine_bytes() or wanted)
-        available = granted * AT_PROMPT_PERCENT // 100
-        if granted < wanted:
-            whose = "available with all that the machine has"
+    memory = _memory(settings["grub"])
     chosen = settings["zram"]["algorithm"]
     algorithm = "lz4" if chosen == "auto" else chosen
-    found = {}
     zram_root = used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100
     zram_root += _zram_size(settings, used) // ZRAM_TABLE
-    store_root = _store_size(settings, available) // ZRAM_TABLE
     tmpfs_root = used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES
     image_root, image_expected = _image_bytes(used)
-    for backend, root, expected, name in (
-        ("zram", zram_root, used * EXPECTED_PERCENT[algorithm] // 100, algorithm),
-        ("tmpfs", tmpfs_root, used * EXPECTED_PERCENT["tmpfs"] // 100, None),
-        ("image", image_root, image_expected, None),
-        # copies nothing: what it takes is what the session writes
-        ("snapshot", store_root, store_root, algorithm),
-        ("overlay", 0, 0, None),
-    ):
-        needed = root + spare
+    expected = {
+        "zram": used * EXPECTED_PERCENT[algorithm] // 100,
+        "tmpfs": used * EXPECTED_PERCENT["tmpfs"] // 100,
+        "image": image_expected,
+    }
+    found = {}
+    for backend in ("zram", "tmpfs", "image", "snapshot", "overlay"):
+        place = "entry" if backend in settings["grub"]["entries"] else "ordinary"
+        roots = {
+            where: {
+                "zram": zram_root,
+                "tmpfs": tmpfs_root,
+                "image": image_root,
+                # copies nothing: what it takes is what the session writes
+                "snapshot": _store_size(settings, size) // ZRAM_TABLE,
+                "overlay": 0,
+            }[backend]
+            for where, size in memory.items()
+        }
+        fits = {where: roots[where] + spare <= size for where, size in memory.items()}
+        root = roots[place]
         found[backend] = {
-            "needed_bytes": needed,
+            "needed_bytes": root + spare,
             "root_bytes": root,
-            "expected_bytes": expected,
-            "available_bytes": available,
-            "fits": needed <= available,
-            "available_now_bytes": now,
-            "fits_now": needed <= now,
+            "expected_bytes": expected.get(backend, root),
+            "available_bytes": memory[place],
+            "fits": fits[place],
+            "fits_ordinary": fits["ordinary"],
+            "available_now_bytes": memory["now"],
+            "fits_now": fits["now"],
             "source_bytes": used,
             "excluded_bytes": excluded,
             "qubes_bytes": qubes["present_bytes"],
             "qubes_pending_bytes": qubes["pending_bytes"],
-            "algorithm": name,
-            "says": f"{_mib(needed)} of RAM needed, {_mib(available)} {whose}: "
-            + ("fits" if needed <= available else "does not fit")
+            "algorithm": algorithm if backend in ("zram", "snapshot") else None,
+            "says": f"{_mib(root + spare)} of RAM needed, "
+            + _fits_says(settings, backend, memory, fits)
             + _policy_says(settings["boot"]["disk"], backend)
             + (f"; {_image_says()}" if backend == "image" else ""),
         }
@@ -534,6 +540,46 @@ def _prebuilt() -> dict[str, Any] | None:
 
 
 # Plan
+
+
+def _memory(grub: dict[str, Any]) -> dict[str, int]:
+    """What there is at the start of a RAM boot: in a menu entry of ours, in the ordinary one, and
+    if this boot's memory were all.
+    """
+    now = entry = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
+    if grub["dom0_mem_max_mib"] != "keep":
+        wanted = grub["dom0_mem_max_mib"] * MIB
+        entry = min(wanted, _machine_bytes() or wanted) * AT_PROMPT_PERCENT // 100
+    return {
+        "entry": entry,
+        "ordinary": entry if grub["dom0_mem_scope"] == "all" else now,
+        "now": now,
+    }
+
+
+def _fits_says(
+    settings: dict[str, Any], backend: str, memory: dict[str, int], fits: dict[str, bool]
+) -> str:
+    """Whether it fits in the way that the pillar offers, and in the other where that differs."""
+    grub, boot = settings["grub"], settings["boot"]
+    verdicts = {where: "fits" if good else "does not fit" for where, good in fits.items()}
+    listed = backend in grub["entries"]
+    place = "entry" if listed else "ordinary"
+    differs = fits["entry"] != fits["ordinary"]
+    other = in_it = ""
+    asked = boot["mode"] == "ask"
+    if listed and differs and backend == (boot["backend"] if asked else boot["mode"]):
+        in_it = " in its menu entry"
+        other = "at the question of the ordinary entry" if asked else "in the ordinary entry"
+        other = f"; {other}, with {_mib(memory['ordinary'])}: {verdicts['ordinary']}"
+    elif not listed and differs:
+        other = f"; in a menu entry (grub:entries), with {_mib(memory['entry'])}: "
+        other += verdicts["entry"]
+    wanted = grub["dom0_mem_max_mib"]
+    granted = listed or grub["dom0_mem_scope"] == "all"
+    if granted and wanted != "keep" and memory[place] < wanted * MIB * AT_PROMPT_PERCENT // 100:
+        in_it += " with all that the machine has"
+    return f"{_mib(memory[place])} available{in_it}: {verdicts[place]}{other}"
 
 
 def _image_bytes(used: int) -> tuple[int, int]:

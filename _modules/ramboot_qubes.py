@@ -173,9 +173,22 @@ def warnings() -> list[str]:
             f"with these qubes a RAM session on {backend} needs more RAM than dom0 gets:"
             f" {plan['says']}"
             for backend, plan in __salt__["ramboot.plan"]().items()
-            if not plan["fits"] and backend == __salt__["ramboot_config.load"]()["boot"]["backend"]
+            if _lacks_ram(backend, plan)
         ]
     return found
+
+
+def _lacks_ram(backend: str, plan: dict[str, Any]) -> bool:
+    """Whether the pillar starts sessions on it that do not fit. A question with too little RAM for
+    what the menu entry takes is none: the entry is there for that.
+    """
+    settings = __salt__["ramboot_config.load"]()
+    boot = settings["boot"]
+    if boot["mode"] == "ask":
+        return backend == boot["backend"] and not plan["fits"]
+    if boot["mode"] == "off":
+        return backend in settings["grub"]["entries"] and not plan["fits"]
+    return backend == boot["mode"] and not plan["fits_ordinary"]
 
 
 def pending(part: str) -> list[dict[str, Any]]:

@@ -2021,16 +2021,31 @@ def test_the_budget_counts_by_how_much_a_new_copy_is_larger(formula, qubesd):
     assert budget()["pending_bytes"] == 0
 
 
-def test_a_ram_session_that_would_not_fit_is_told_before(formula):
+@pytest.mark.parametrize(
+    ("boot", "entry", "ordinary", "told"),
+    [
+        ({}, False, False, True),
+        # the entry is there for that
+        ({}, True, False, False),
+        ({"mode": "zram"}, True, False, True),
+        ({"mode": "zram"}, False, True, False),
+        ({"mode": "off"}, False, False, True),
+        ({"mode": "off", "backend": "tmpfs"}, True, False, False),
+        ({"backend": "image"}, False, False, False),
+    ],
+)
+def test_a_ram_session_that_would_not_fit_is_told_before(formula, boot, entry, ordinary, told):
+    says = "9 MiB of RAM needed, 8 MiB available: does not fit"
+    other = {"fits": False, "fits_ordinary": False, "says": "x"}
     formula.world.salt["ramboot.plan"] = lambda: {
-        "zram": {"fits": False, "says": "9 MiB of RAM needed, 8 MiB available: does not fit"},
-        "tmpfs": {"fits": False, "says": "x"},
+        "zram": {"fits": entry, "fits_ordinary": ordinary, "says": says},
+        "image": {**other, "fits": True},
+        "tmpfs": other,
     }
-    answer = formula.apply(EXAMPLE, test=True)["checked"]
-    assert answer["comment"].splitlines()[1:] == [
-        "with these qubes a RAM session on zram needs more RAM than dom0 gets: 9 MiB of RAM"
-        " needed, 8 MiB available: does not fit"
-    ]
+    formula.pillar(EXAMPLE, boot=boot)
+    comment = formula.apply(test=True)["checked"]["comment"].splitlines()
+    text = f"with these qubes a RAM session on zram needs more RAM than dom0 gets: {says}"
+    assert comment[1:] == ([text] if told else [])
 
 
 def test_a_qube_that_left_the_pillar_is_named(formula):

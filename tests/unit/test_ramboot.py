@@ -205,11 +205,13 @@ def test_a_note_of_another_format_is_an_error(world, ramboot, text):
 
 # plan
 
+ALL = ["zram", "tmpfs", "image", "snapshot", "overlay"]
+
 
 def test_plan_reckons_as_the_boot_does(world, ramboot):
     world.pillar["ramboot"] = {
         "memory": {"reserve_mib": 1000, "headroom_mib": 500},
-        "grub": {"dom0_mem_max_mib": 10240},
+        "grub": {"dom0_mem_max_mib": 10240, "entries": ALL},
     }
     used, spare = 5 * GIB, 1500 * MIB
     # with the table of a device of 20 GiB, and of a store of eight times the room for it
@@ -219,6 +221,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
     common = {
         "available_bytes": available,
         "fits": True,
+        "fits_ordinary": False,
         "available_now_bytes": 4 * GIB * 95 // 100,
         "fits_now": False,
         "source_bytes": used,
@@ -232,7 +235,8 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "root_bytes": zram,
             "expected_bytes": used * 62 // 100,
             "algorithm": "lz4",
-            "says": "5061 MiB of RAM needed, 9728 MiB available: fits",
+            "says": "5061 MiB of RAM needed, 9728 MiB available in its menu entry: fits; at the"
+            " question of the ordinary entry, with 3891 MiB: does not fit",
             **common,
         },
         "tmpfs": {
@@ -257,7 +261,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "expected_bytes": store,
             "algorithm": "lz4",
             "says": "1772 MiB of RAM needed, 9728 MiB available: fits",
-            **(common | {"fits_now": True}),
+            **(common | {"fits_now": True, "fits_ordinary": True}),
         },
         "overlay": {
             "needed_bytes": spare,
@@ -265,7 +269,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "expected_bytes": 0,
             "algorithm": None,
             "says": "1500 MiB of RAM needed, 9728 MiB available: fits",
-            **(common | {"fits_now": True}),
+            **(common | {"fits_now": True, "fits_ordinary": True}),
         },
     }
 
@@ -301,6 +305,43 @@ def test_plan_says_when_it_does_not_fit(world, ramboot):
     assert found["zram"]["says"] == "5609 MiB of RAM needed, 3891 MiB available: does not fit"
 
 
+def says(ramboot, world, backend="zram", **pillar):
+    world.pillar["ramboot"] = pillar
+    found = ramboot.plan()[backend]
+    return found["fits"], found["fits_ordinary"], found["says"].partition(" needed, ")[2]
+
+
+def test_plan_reckons_with_the_memory_of_the_way_to_the_session(world, ramboot):
+    """4 GiB now, 10 GiB in the menu entries; zram takes 5609 MiB, tmpfs 7388."""
+    entry = "9728 MiB available"
+    now = "3891 MiB available: does not fit"
+    both = f"{entry} in its menu entry: fits; at the question of the ordinary entry, with 3891 MiB:"
+    assert says(ramboot, world) == (True, False, f"{both} does not fit")
+    straight = says(ramboot, world, boot={"mode": "zram"})
+    assert straight == (True, False, both.replace("at the question of", "in") + " does not fit")
+    # by its entry alone
+    for boot in ({"mode": "off"}, {"backend": "tmpfs"}, {"mode": "tmpfs"}):
+        assert says(ramboot, world, boot=boot) == (True, False, f"{entry}: fits")
+    # without one
+    told = f"{now}; in a menu entry (grub:entries), with 9728 MiB: fits"
+    assert says(ramboot, world, grub={"entries": []}) == (False, False, told)
+    assert says(ramboot, world, "tmpfs") == (False, False, told)
+    small = {"entries": [], "dom0_mem_max_mib": 4096}
+    assert says(ramboot, world, grub=small) == (False, False, now)
+    for entries in ([], ["zram"]):
+        all_of_them = {"entries": entries, "dom0_mem_scope": "all"}
+        assert says(ramboot, world, grub=all_of_them) == (True, True, f"{entry}: fits")
+        kept = {"entries": entries, "dom0_mem_max_mib": "keep", "dom0_mem_scope": "all"}
+        assert says(ramboot, world, grub=kept) == (False, False, now)
+
+
+def test_plan_sizes_the_store_of_a_snapshot_by_the_memory_of_its_way(world, ramboot):
+    for entries, available in ((["snapshot"], 10 * GIB), ([], 4 * GIB)):
+        world.pillar["ramboot"] = {"grub": {"entries": entries}}
+        room = available * 95 // 100 - GIB
+        assert ramboot.plan()["snapshot"]["root_bytes"] == room * 8 // 256
+
+
 # Xen 4.17's, shortened
 XL_INFO = """\
 host                   : dom0
@@ -316,7 +357,7 @@ xen_version            : 4.17.5
     [("8061", 8061), ("10240", 10240), ("65401", 10240), ("unknown", 10240)],
 )
 def test_plan_promises_no_more_than_the_machine_has(world, system, ramboot, has, available):
-    world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 10240}}
+    world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 10240, "entries": ["tmpfs"]}}
     system.xen = {"retcode": 0, "stdout": XL_INFO.replace("8061", has), "stderr": ""}
     found = ramboot.plan()["tmpfs"]
     assert found["available_bytes"] == available * MIB * 95 // 100
