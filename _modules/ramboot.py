@@ -40,6 +40,8 @@ ZRAM_PERCENT_OTHER = 68
 ZRAM_TABLE = 256
 SNAPSHOT_STORE_FACTOR = 8
 TMPFS_PERCENT = 104
+# A new ext4 has this part of its size for inodes: 256 bytes for each 16 KiB (mke2fs.conf).
+INODES_OF_EXT4 = 64
 TMPFS_EXTRA_BYTES = 16 * MIB
 # What the same measurements lead one to expect, in percent.
 EXPECTED_PERCENT = {
@@ -247,7 +249,7 @@ def plan() -> dict[str, dict[str, Any]]:
     zram_root = used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100
     zram_root += _zram_size(settings, used) // ZRAM_TABLE
     tmpfs_root = used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES
-    image_root, image_expected = _image_bytes(used)
+    image_root, image_expected = _image_bytes(used, qubes["pending_bytes"])
     expected = {
         "zram": used * EXPECTED_PERCENT[algorithm] // 100,
         "tmpfs": used * EXPECTED_PERCENT["tmpfs"] // 100,
@@ -267,7 +269,8 @@ def plan() -> dict[str, dict[str, Any]]:
             }[backend]
             for where, size in memory.items()
         }
-        fits = {where: roots[where] + spare <= size for where, size in memory.items()}
+        small = _too_small(settings, backend, used)
+        fits = {where: not small and roots[where] + spare <= size for where, size in memory.items()}
         root = roots[place]
         found[backend] = {
             "needed_bytes": root + spare,
@@ -285,6 +288,7 @@ def plan() -> dict[str, dict[str, Any]]:
             "algorithm": algorithm if backend in ("zram", "snapshot") else None,
             "says": f"{_mib(root + spare)} of RAM needed, "
             + _fits_says(settings, backend, memory, fits)
+            + small
             + _policy_says(settings["boot"]["disk"], backend)
             + (f"; {_image_says()}" if backend == "image" else ""),
         }
@@ -582,12 +586,36 @@ def _fits_says(
     return f"{_mib(memory[place])} available{in_it}: {verdicts[place]}{other}"
 
 
-def _image_bytes(used: int) -> tuple[int, int]:
-    """What an image takes in RAM, as the boot reckons it and as is likely."""
+def _image_bytes(used: int, pending: int) -> tuple[int, int]:
+    """What an image takes in RAM, as the boot reckons it and as is likely; of one that is built,
+    with what is pending and not in it.
+    """
     image = __salt__["ramboot_image.manifest_or_none"]()
-    size = image["bytes"] if image else used * IMAGE_PERCENT // 100
-    expected = image["bytes"] if image else used * EXPECTED_PERCENT["image"] // 100
+    if image is None:
+        size, expected = used * IMAGE_PERCENT // 100, used * EXPECTED_PERCENT["image"] // 100
+    else:
+        # the next is reckoned so too (ramboot_image.room)
+        more = pending * image["bytes"] // max(image["source_bytes"], 1)
+        size = expected = image["bytes"] + more
     return size + IMAGE_EXTRA_BYTES, expected
+
+
+def _too_small(settings: dict[str, Any], backend: str, used: int) -> str:
+    """What to say of a RAM root whose size in the pillar does not hold the copy; else nothing. A
+    boot looks at that of tmpfs first (make_tmpfs_root), of zram it finds out when it is full.
+    """
+    size = settings.get(backend, {}).get("size_mib", "auto")
+    if size == "auto":
+        return ""
+    room = size * MIB
+    if backend == "zram":
+        # as blocks, all that there is (plan_zram); else as files onto a new ext4
+        if _root_mount()["fstype"] == "ext4" and room >= _root_size():
+            return ""
+        room -= room // INODES_OF_EXT4
+    if used < room:
+        return ""
+    return f": {backend}:size_mib is too small for the {_mib(used)} to be copied"
 
 
 def _machine_bytes() -> int | None:
@@ -607,9 +635,13 @@ def _zram_size(settings: dict[str, Any], used: int) -> int:
     if size != "auto":
         return size * MIB
     if _root_mount()["fstype"] == "ext4":
-        room = os.statvfs(ROOT)
-        return room.f_blocks * room.f_frsize
+        return _root_size()
     return used * 115 // 100 + settings["memory"]["headroom_mib"] * 2 * MIB
+
+
+def _root_size() -> int:
+    room = os.statvfs(ROOT)
+    return room.f_blocks * room.f_frsize
 
 
 def _store_size(settings: dict[str, Any], available: int) -> int:

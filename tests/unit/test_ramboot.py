@@ -342,6 +342,43 @@ def test_plan_sizes_the_store_of_a_snapshot_by_the_memory_of_its_way(world, ramb
         assert ramboot.plan()["snapshot"]["root_bytes"] == room * 8 // 256
 
 
+@pytest.mark.parametrize(
+    ("backend", "fstype", "mib", "good"),
+    [
+        ("tmpfs", "ext4", 5120, False),
+        ("tmpfs", "ext4", 5121, True),
+        # onto a new file system, whose inodes take their part
+        ("zram", "xfs", 5200, False),
+        ("zram", "xfs", 5210, True),
+        ("zram", "ext4", 4096, False),
+        ("zram", "ext4", 6144, True),
+    ],
+)
+def test_plan_says_that_a_size_of_the_pillar_does_not_hold_the_copy(
+    world, system, ramboot, backend, fstype, mib, good
+):
+    rooted(system, fstype)
+    ways = {"entries": ["zram", "tmpfs"], "dom0_mem_scope": "all", "dom0_mem_max_mib": 20480}
+    fits, at_the_question, told = says(
+        ramboot, world, backend, **{backend: {"size_mib": mib}}, grub=ways
+    )
+    assert fits == at_the_question == good
+    small = f"does not fit: {backend}:size_mib is too small for the 5120 MiB to be copied"
+    assert told == f"19456 MiB available: {'fits' if good else small}"
+    found = ramboot.plan()
+    other = "tmpfs" if backend == "zram" else "zram"
+    assert found[other]["fits"]
+    assert found[backend]["fits_now"] is False
+
+
+def test_plan_copies_a_root_as_blocks_that_is_nearly_full(world, ramboot, monkeypatch):
+    """Whatever the inodes take, the copy has as many."""
+    full = SimpleNamespace(f_blocks=5 << 18, f_bfree=1, f_frsize=4096)
+    monkeypatch.setattr(ramboot.os, "statvfs", lambda _path: full)
+    assert says(ramboot, world, zram={"size_mib": 5120})[0]
+    assert not says(ramboot, world, zram={"size_mib": 5119})[0]
+
+
 # Xen 4.17's, shortened
 XL_INFO = """\
 host                   : dom0
@@ -960,6 +997,11 @@ def test_plan_reckons_with_the_image_that_there_is(world, ramboot, reason, says)
     found = ramboot.plan()["image"]
     assert (found["root_bytes"], found["expected_bytes"]) == (716 * MIB, 700 * MIB)
     assert found["says"].endswith(f"fits; {says}")
+    # and with what the next one will have
+    world.salt["ramboot_qubes.budget"] = lambda: {"present_bytes": GIB, "pending_bytes": GIB}
+    more = 700 * MIB // 5
+    found = ramboot.plan()["image"]
+    assert (found["root_bytes"], found["expected_bytes"]) == (716 * MIB + more, 700 * MIB + more)
 
 
 def test_verify_looks_at_the_image_too(world, ramboot):
