@@ -404,7 +404,8 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
     exclude
         patterns of what stays behind.
 
-    Returns bytes of the copy, and of what stays behind.
+    Returns bytes of the copy, and of what stays behind: on the file system of /, or of its btrfs in
+    what fstab mounts. What is excluded on another one is in no copy anyway.
 
     CLI Example:
 
@@ -413,22 +414,25 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
         qubesctl ramboot.source_bytes "['/tmp/*']"
     """
     room = os.statvfs(ROOT)
-    stays = {
-        path
+    apart = _apart()
+    found = {
+        # as a link above it has it
+        os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
         for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
     }
+    stays = {path for path in found if apart.isdisjoint(map(str, [path, *PurePath(path).parents]))}
     # what lies below another of them is counted with it
     tops = [path for path in stays if stays.isdisjoint(map(str, PurePath(path).parents))]
-    excluded = sum(map(_tree_bytes, tops))
+    excluded = sum(_tree_bytes(path, apart) for path in tops)
     used = (room.f_blocks - room.f_bfree) * room.f_frsize
     fstype = _root_mount()["fstype"]
     if fstype == "btrfs":
         # it holds what is not mounted as well, and shares and compresses blocks; the copy does not
-        used = _tree_bytes(ROOT, _not_of_the_root())
+        used = _tree_bytes(os.path.realpath(ROOT), apart, across=True)
     elif fstype == "xfs":
         # of blocks that files share each file's copy has its own
-        used = max(used, _tree_bytes(ROOT))
+        used = max(used, _tree_bytes(os.path.realpath(ROOT), apart))
     return max(0, used - excluded), excluded
 
 
@@ -667,19 +671,41 @@ def _image_says() -> str:
     return f"the image is stale: {reason}" if reason else f"the image of {image['made']} is current"
 
 
-def _not_of_the_root() -> set[str]:
-    """Places below a btrfs / that are no subvolumes of it."""
-    root = _root_mount()
-    return {
-        os.path.join(ROOT, mount["target"].lstrip("/"))
-        for mount in _mounts()
-        if (mount["fstype"], mount["source"]) != (root["fstype"], root["source"])
+def _copied(mounts: list[dict[str, Any]]) -> set[str]:
+    """Where that is mounted of which a copy of / is made: /, and of its btrfs what fstab mounts
+    (ramboot-copy.sh, fstab_subvolumes).
+    """
+    root = next(mount for mount in mounts if mount["target"] == "/")
+    if root["fstype"] != "btrfs" or not os.path.isfile(_paths()["fstab"]):
+        return {"/"}
+    lines = [line.split() for line in _read(_paths()["fstab"]).splitlines()]
+    named = {
+        os.path.normpath(fields[1])
+        for fields in lines
+        if len(fields) > 2 and not fields[0].startswith("#") and fields[2] == "btrfs"
+    }
+    return {"/"} | {
+        mount["target"]
+        for mount in mounts
+        if mount["target"] in named
+        and (mount["fstype"], mount["source"]) == (root["fstype"], root["source"])
     }
 
 
-def _tree_bytes(top: str, without: set[str] | None = None) -> int:
-    """Allocated bytes at and below top, a hard-linked file once: on top's device alone or, given
-    places to leave out, on any.
+def _apart() -> set[str]:
+    """Places below / of which a copy has nothing but the directory."""
+    mounts = _mounts()
+    top, copied = os.path.realpath(ROOT), _copied(mounts)
+    return {
+        os.path.join(top, mount["target"].lstrip("/"))
+        for mount in mounts
+        if mount["target"] not in copied
+    }
+
+
+def _tree_bytes(top: str, apart: set[str], across: bool = False) -> int:
+    """Allocated bytes at and below top, a hard-linked file once, without what is apart; on top's
+    device alone, as rm at boot, or across devices, of which each subvolume of a btrfs is one.
     """
     total, seen, todo, device = 0, set(), [top], None
     while todo:
@@ -687,7 +713,7 @@ def _tree_bytes(top: str, without: set[str] | None = None) -> int:
         try:
             info = os.lstat(path)
             device = info.st_dev if device is None else device
-            if path in without if without is not None else info.st_dev != device:
+            if path in apart or (not across and info.st_dev != device):
                 continue
             if stat.S_ISDIR(info.st_mode):
                 todo += [os.path.join(path, name) for name in os.listdir(path)]

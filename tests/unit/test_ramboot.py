@@ -438,13 +438,15 @@ def test_plan_knows_that_zstd_is_smaller(world, ramboot):
 
 
 def test_plan_bears_a_file_that_is_deleted_while_it_looks(world, ramboot, monkeypatch):
-    world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
-    gone = f"{world.root}/dom0/tmp/gone"
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/var/tmp/*"]}}
+    gone = f"{world.root}/dom0/var/tmp/gone"
     monkeypatch.setattr(ramboot.glob, "glob", lambda path: [gone] if path.endswith("tmp/*") else [])
     assert ramboot.plan()["zram"]["excluded_bytes"] == 0
 
 
-def test_plan_leaves_the_excludes_out(world, ramboot):
+def test_plan_leaves_the_excludes_out(world, system, ramboot):
+    del system.mounts[3]
+    system.write()
     world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
     world.write("/dom0/tmp/large", b"x" * MIB)
     world.write("/dom0/tmp/.hidden", b"x" * MIB)
@@ -453,6 +455,42 @@ def test_plan_leaves_the_excludes_out(world, ramboot):
     # the shell's * does not match hidden names, at boot neither
     assert MIB <= found["excluded_bytes"] < 1.5 * MIB
     assert found["source_bytes"] == 5 * GIB - found["excluded_bytes"]
+
+
+@pytest.mark.parametrize("exclude", ["/tmp/*", "/mnt/disk/data", "/mnt/*", "/linked/*", "/twice/*"])
+def test_plan_takes_nothing_off_that_is_on_no_root(world, system, ramboot, exclude):
+    """A tmpfs, another disk, a place where the root shows a second time: no copy has them."""
+    world.pillar["ramboot"] = {"copy": {"exclude": [exclude]}}
+    system.mounts += [
+        "30 21 8:17 / /mnt/disk rw - ext4 /dev/sdb1 rw",
+        "31 21 253:1 /data /twice rw - ext4 /dev/dm-1 rw",
+    ]
+    system.write()
+    for place in ("tmp/file", "mnt/disk/data", "twice/file"):
+        world.write(f"/dom0/{place}", b"x" * MIB)
+    (world.root / "dom0/linked").symlink_to("tmp")
+    found = ramboot.plan()["zram"]
+    assert (found["source_bytes"], found["excluded_bytes"]) == (5 * GIB, 0)
+    # a mount may be below what is on the root
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/mnt"]}}
+    world.write("/dom0/mnt/file", b"x" * MIB)
+    assert MIB <= ramboot.plan()["zram"]["excluded_bytes"] < 1.5 * MIB
+
+
+def test_plan_takes_off_of_a_btrfs_what_is_copied_of_it(world, system, ramboot):
+    rooted(system, "btrfs")
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/home/me", "/snapshots/*", "/file"]}}
+    system.mounts += [
+        "30 21 0:31 /home /home rw - btrfs /dev/sda2 rw",
+        "31 21 0:32 /snapshots /snapshots rw - btrfs /dev/sda2 rw",
+    ]
+    system.write()
+    fstab(world)
+    for place, size in (("home/me", 2), ("snapshots/old", 4), ("file", 1), ("other", 3)):
+        world.write(f"/dom0/{place}", b"x" * (size * MIB))
+    found = ramboot.plan()["zram"]
+    assert 3 * MIB <= found["excluded_bytes"] < 3.5 * MIB
+    assert 3 * MIB <= found["source_bytes"] < 3.5 * MIB
 
 
 def test_plan_counts_what_two_excludes_name_once(world, ramboot):
@@ -468,6 +506,15 @@ def rooted(system, fstype):
     system.write()
 
 
+def fstab(world):
+    """Of the same btrfs, and of others."""
+    world.write(
+        "/etc/fstab",
+        "UUID=1 / btrfs subvol=root 0 0\nUUID=1 /home btrfs subvol=home 0 0\n"
+        "#UUID=1 /snapshots btrfs subvol=snapshots 0 0\nUUID=2 /mnt ext4 defaults 0 0\n",
+    )
+
+
 def test_plan_counts_a_btrfs_by_the_files_of_its_subvolumes_there(world, system, ramboot):
     rooted(system, "btrfs")
     system.mounts += [
@@ -475,6 +522,7 @@ def test_plan_counts_a_btrfs_by_the_files_of_its_subvolumes_there(world, system,
         "31 21 8:17 / /mnt rw - btrfs /dev/sdb1 rw",
     ]
     system.write()
+    fstab(world)
     first = world.write("/dom0/file", b"x" * (4 * MIB))
     os.link(first, f"{world.root}/dom0/same-file")
     world.write("/dom0/home/me/file", b"x" * (2 * MIB))
@@ -487,6 +535,7 @@ def test_plan_counts_blocks_that_files_of_an_xfs_share_for_each(
     world, system, ramboot, monkeypatch
 ):
     """Nothing here shares any: what is allocated is made more than the file system says."""
+    del system.mounts[3]
     rooted(system, "xfs")
     world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
     world.write("/dom0/file", b"x" * (4 * MIB))
