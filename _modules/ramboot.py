@@ -675,7 +675,7 @@ def _copied(mounts: list[dict[str, Any]]) -> set[str]:
     """Where that is mounted of which a copy of / is made: /, and of its btrfs what fstab mounts
     (ramboot-copy.sh, fstab_subvolumes).
     """
-    root = next(mount for mount in mounts if mount["target"] == "/")
+    root = _root_of(mounts)
     if root["fstype"] != "btrfs" or not os.path.isfile(_paths()["fstab"]):
         return {"/"}
     lines = [line.split() for line in _read(_paths()["fstab"]).splitlines()]
@@ -1018,8 +1018,11 @@ def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if pretended is None:
         return mounts
     kept = []
+    copied = _copied(mounts)
+    root = _root_of(mounts)["source"]
     for mount in mounts:
-        if mount["target"] == "/":
+        # the layer covers the whole file system; a copy has what fstab mounts of it as directories
+        if mount["target"] in copied or (pretended["layer"] and mount["source"] == root):
             mount = {**mount, "fstype": "tmpfs", "source": "tmpfs", "writable": True}
         elif mount["source"].startswith("/dev/") and (
             not pretended["mounts"]
@@ -1048,7 +1051,11 @@ def _unescape(text: str) -> str:
 
 
 def _root_mount() -> dict[str, Any]:
-    for mount in _mounts():
+    return _root_of(_mounts())
+
+
+def _root_of(mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    for mount in mounts:
         if mount["target"] == "/":
             return mount
     raise CommandExecutionError(f"{_paths()['proc_mountinfo']} has no line for /")

@@ -687,6 +687,27 @@ def test_a_snapshot_session_would_use_nothing_beside_its_layer(world, system, ra
     }
 
 
+@pytest.mark.parametrize("device", ["/dev/sda2", "/dev/dm-0", "/dev/dm-1"])
+@pytest.mark.parametrize("backend", ["zram", "tmpfs", "image", "snapshot"])
+def test_what_a_btrfs_mounts_of_its_own_would_go_with_its_root(
+    world, system, ramboot, backend, device
+):
+    """A copy has what fstab mounts of it, the layer of a snapshot all."""
+    world.pillar["ramboot"] = {"boot": {"backend": backend}, "swap": "keep"}
+    system.mounts[0] = f"21 1 0:30 /root / rw - btrfs {device} rw"
+    for target in ("home", "snapshots"):
+        system.mounts.append(f"30 21 0:31 /{target} /{target} rw - btrfs {device} rw")
+    system.mounts.append("33 21 0:33 / /mnt rw - btrfs /dev/sdb1 rw")
+    system.block("sdb1")
+    system.write()
+    fstab(world)
+    system.swaps = [{"name": "/home/swap", "type": "file", "size_bytes": 1, "used_bytes": 0}]
+    found = would(ramboot.audit())
+    assert (found["/"], found["/home"], found["swap /home/swap"]) == ("ram", "ram", "ram")
+    assert found["/snapshots"] == ("ram" if backend == "snapshot" else "disk")
+    assert found["/mnt"] == ("ram" if backend == "snapshot" else "disk")
+
+
 def test_another_backend_would_mount_what_it_mounts_now(world, system, ramboot):
     world.pillar["ramboot"] = {"swap": "keep"}
     system.block("sda3")
