@@ -40,6 +40,8 @@ ZRAM_PERCENT_OTHER = 68
 ZRAM_TABLE = 256
 SNAPSHOT_STORE_FACTOR = 8
 TMPFS_PERCENT = 104
+# A new ext4 has this part of its size for inodes: 256 bytes for each 16 KiB (mke2fs.conf).
+INODES_OF_EXT4 = 64
 TMPFS_EXTRA_BYTES = 16 * MIB
 # What the same measurements lead one to expect, in percent.
 EXPECTED_PERCENT = {
@@ -211,9 +213,11 @@ def plan() -> dict[str, dict[str, Any]]:
 
     Returns {"zram" | "tmpfs" | "image" | "snapshot" | "overlay": {"needed_bytes", "root_bytes" (of
     them the root), "expected_bytes" (what the root most likely takes), "available_bytes" (at the
-    prompt of a RAM boot: of grub:dom0_mem_max_mib, or of the machine's RAM if that is less, or of
-    dom0's memory now when it is `keep`),
-    "fits": bool, "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
+    start of a RAM boot: of grub:dom0_mem_max_mib, or of the machine's RAM if that is less, for a
+    backend with a menu entry, or for all with dom0_mem_scope `all`; else of dom0's memory now),
+    "fits": bool, "fits_ordinary": bool (from the ordinary menu entry, where the question is and
+    where a backend as boot:mode starts: that has dom0's memory now, unless dom0_mem_scope is
+    `all`), "available_now_bytes" (if this boot's memory were all there is), "fits_now": bool,
     "source_bytes", "excluded_bytes", "qubes_bytes" (of source_bytes, stateless qubes that are
     there), "qubes_pending_bytes" (of source_bytes, those that are not), "algorithm": name or None,
     "says": one sentence, with what boot:disk means for that backend}}.
@@ -239,46 +243,52 @@ def plan() -> dict[str, dict[str, Any]]:
     qubes = __salt__["ramboot_qubes.budget"]()
     used += qubes["pending_bytes"]
     spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
-    now = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
-    available, whose = now, "available"
-    if settings["grub"]["dom0_mem_max_mib"] != "keep":
-        wanted = settings["grub"]["dom0_mem_max_mib"] * MIB
-        granted = min(wanted, _machine_bytes() or wanted)
-        available = granted * AT_PROMPT_PERCENT // 100
-        if granted < wanted:
-            whose = "available with all that the machine has"
+    memory = _memory(settings["grub"])
     chosen = settings["zram"]["algorithm"]
     algorithm = "lz4" if chosen == "auto" else chosen
-    found = {}
     zram_root = used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100
     zram_root += _zram_size(settings, used) // ZRAM_TABLE
-    store_root = _store_size(settings, available) // ZRAM_TABLE
     tmpfs_root = used * TMPFS_PERCENT // 100 + TMPFS_EXTRA_BYTES
-    image_root, image_expected = _image_bytes(used)
-    for backend, root, expected, name in (
-        ("zram", zram_root, used * EXPECTED_PERCENT[algorithm] // 100, algorithm),
-        ("tmpfs", tmpfs_root, used * EXPECTED_PERCENT["tmpfs"] // 100, None),
-        ("image", image_root, image_expected, None),
-        # copies nothing: what it takes is what the session writes
-        ("snapshot", store_root, store_root, algorithm),
-        ("overlay", 0, 0, None),
-    ):
-        needed = root + spare
+    image_root, image_expected = _image_bytes(used, qubes["pending_bytes"])
+    expected = {
+        "zram": used * EXPECTED_PERCENT[algorithm] // 100,
+        "tmpfs": used * EXPECTED_PERCENT["tmpfs"] // 100,
+        "image": image_expected,
+    }
+    found = {}
+    for backend in ("zram", "tmpfs", "image", "snapshot", "overlay"):
+        place = "entry" if backend in settings["grub"]["entries"] else "ordinary"
+        roots = {
+            where: {
+                "zram": zram_root,
+                "tmpfs": tmpfs_root,
+                "image": image_root,
+                # copies nothing: what it takes is what the session writes
+                "snapshot": _store_size(settings, size) // ZRAM_TABLE,
+                "overlay": 0,
+            }[backend]
+            for where, size in memory.items()
+        }
+        small = _too_small(settings, backend, used)
+        fits = {where: not small and roots[where] + spare <= size for where, size in memory.items()}
+        root = roots[place]
         found[backend] = {
-            "needed_bytes": needed,
+            "needed_bytes": root + spare,
             "root_bytes": root,
-            "expected_bytes": expected,
-            "available_bytes": available,
-            "fits": needed <= available,
-            "available_now_bytes": now,
-            "fits_now": needed <= now,
+            "expected_bytes": expected.get(backend, root),
+            "available_bytes": memory[place],
+            "fits": fits[place],
+            "fits_ordinary": fits["ordinary"],
+            "available_now_bytes": memory["now"],
+            "fits_now": fits["now"],
             "source_bytes": used,
             "excluded_bytes": excluded,
             "qubes_bytes": qubes["present_bytes"],
             "qubes_pending_bytes": qubes["pending_bytes"],
-            "algorithm": name,
-            "says": f"{_mib(needed)} of RAM needed, {_mib(available)} {whose}: "
-            + ("fits" if needed <= available else "does not fit")
+            "algorithm": algorithm if backend in ("zram", "snapshot") else None,
+            "says": f"{_mib(root + spare)} of RAM needed, "
+            + _fits_says(settings, backend, memory, fits)
+            + small
             + _policy_says(settings["boot"]["disk"], backend)
             + (f"; {_image_says()}" if backend == "image" else ""),
         }
@@ -394,7 +404,8 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
     exclude
         patterns of what stays behind.
 
-    Returns bytes of the copy, and of what stays behind.
+    Returns bytes of the copy, and of what stays behind: on the file system of /, or of its btrfs in
+    what fstab mounts. What is excluded on another one is in no copy anyway.
 
     Raises CommandExecutionError when no mount shows /, OSError when a directory can't be read.
 
@@ -405,22 +416,25 @@ def source_bytes(exclude: list[str]) -> tuple[int, int]:
         qubesctl ramboot.source_bytes "['/tmp/*']"
     """
     room = os.statvfs(ROOT)
-    stays = {
-        path
+    apart = _apart()
+    found = {
+        # as a link above it has it
+        os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         for pattern in [*exclude, f"{_paths()['image_directory']}/*"]
         for path in glob.glob(os.path.join(ROOT, pattern.lstrip("/")))
     }
+    stays = {path for path in found if apart.isdisjoint(map(str, [path, *PurePath(path).parents]))}
     # what lies below another of them is counted with it
     tops = [path for path in stays if stays.isdisjoint(map(str, PurePath(path).parents))]
-    excluded = sum(map(_tree_bytes, tops))
+    excluded = sum(_tree_bytes(path, apart) for path in tops)
     used = (room.f_blocks - room.f_bfree) * room.f_frsize
     fstype = _root_mount()["fstype"]
     if fstype == "btrfs":
         # it holds what is not mounted as well, and shares and compresses blocks; the copy does not
-        used = _tree_bytes(ROOT, _not_of_the_root())
+        used = _tree_bytes(os.path.realpath(ROOT), apart, across=True)
     elif fstype == "xfs":
         # of blocks that files share each file's copy has its own
-        used = max(used, _tree_bytes(ROOT))
+        used = max(used, _tree_bytes(os.path.realpath(ROOT), apart))
     return max(0, used - excluded), excluded
 
 
@@ -540,12 +554,76 @@ def _prebuilt() -> dict[str, Any] | None:
 # Plan
 
 
-def _image_bytes(used: int) -> tuple[int, int]:
-    """What an image takes in RAM, as the boot reckons it and as is likely."""
+def _memory(grub: dict[str, Any]) -> dict[str, int]:
+    """What there is at the start of a RAM boot: in a menu entry of ours, in the ordinary one, and
+    if this boot's memory were all.
+    """
+    now = entry = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
+    if grub["dom0_mem_max_mib"] != "keep":
+        wanted = grub["dom0_mem_max_mib"] * MIB
+        entry = min(wanted, _machine_bytes() or wanted) * AT_PROMPT_PERCENT // 100
+    return {
+        "entry": entry,
+        "ordinary": entry if grub["dom0_mem_scope"] == "all" else now,
+        "now": now,
+    }
+
+
+def _fits_says(
+    settings: dict[str, Any], backend: str, memory: dict[str, int], fits: dict[str, bool]
+) -> str:
+    """Whether it fits in the way that the pillar offers, and in the other where that differs."""
+    grub, boot = settings["grub"], settings["boot"]
+    verdicts = {where: "fits" if good else "does not fit" for where, good in fits.items()}
+    listed = backend in grub["entries"]
+    place = "entry" if listed else "ordinary"
+    differs = fits["entry"] != fits["ordinary"]
+    other = in_it = ""
+    asked = boot["mode"] == "ask"
+    if listed and differs and backend == (boot["backend"] if asked else boot["mode"]):
+        in_it = " in its menu entry"
+        other = "at the question of the ordinary entry" if asked else "in the ordinary entry"
+        other = f"; {other}, with {_mib(memory['ordinary'])}: {verdicts['ordinary']}"
+    elif not listed and differs:
+        other = f"; in a menu entry (grub:entries), with {_mib(memory['entry'])}: "
+        other += verdicts["entry"]
+    wanted = grub["dom0_mem_max_mib"]
+    granted = listed or grub["dom0_mem_scope"] == "all"
+    if granted and wanted != "keep" and memory[place] < wanted * MIB * AT_PROMPT_PERCENT // 100:
+        in_it += " with all that the machine has"
+    return f"{_mib(memory[place])} available{in_it}: {verdicts[place]}{other}"
+
+
+def _image_bytes(used: int, pending: int) -> tuple[int, int]:
+    """What an image takes in RAM, as the boot reckons it and as is likely; of one that is built,
+    with what is pending and not in it.
+    """
     image = __salt__["ramboot_image.manifest_or_none"]()
-    size = image["bytes"] if image else used * IMAGE_PERCENT // 100
-    expected = image["bytes"] if image else used * EXPECTED_PERCENT["image"] // 100
+    if image is None:
+        size, expected = used * IMAGE_PERCENT // 100, used * EXPECTED_PERCENT["image"] // 100
+    else:
+        # the next is reckoned so too (ramboot_image.room)
+        more = pending * image["bytes"] // max(image["source_bytes"], 1)
+        size = expected = image["bytes"] + more
     return size + IMAGE_EXTRA_BYTES, expected
+
+
+def _too_small(settings: dict[str, Any], backend: str, used: int) -> str:
+    """What to say of a RAM root whose size in the pillar does not hold the copy; else nothing. A
+    boot looks at that of tmpfs first (make_tmpfs_root), of zram it finds out when it is full.
+    """
+    size = settings.get(backend, {}).get("size_mib", "auto")
+    if size == "auto":
+        return ""
+    room = size * MIB
+    if backend == "zram":
+        # as blocks, all that there is (plan_zram); else as files onto a new ext4
+        if _root_mount()["fstype"] == "ext4" and room >= _root_size():
+            return ""
+        room -= room // INODES_OF_EXT4
+    if used < room:
+        return ""
+    return f": {backend}:size_mib is too small for the {_mib(used)} to be copied"
 
 
 def _machine_bytes() -> int | None:
@@ -565,9 +643,13 @@ def _zram_size(settings: dict[str, Any], used: int) -> int:
     if size != "auto":
         return size * MIB
     if _root_mount()["fstype"] == "ext4":
-        room = os.statvfs(ROOT)
-        return room.f_blocks * room.f_frsize
+        return _root_size()
     return used * 115 // 100 + settings["memory"]["headroom_mib"] * 2 * MIB
+
+
+def _root_size() -> int:
+    room = os.statvfs(ROOT)
+    return room.f_blocks * room.f_frsize
 
 
 def _store_size(settings: dict[str, Any], available: int) -> int:
@@ -593,19 +675,41 @@ def _image_says() -> str:
     return f"the image is stale: {reason}" if reason else f"the image of {image['made']} is current"
 
 
-def _not_of_the_root() -> set[str]:
-    """Places below a btrfs / that are no subvolumes of it."""
-    root = _root_mount()
-    return {
-        os.path.join(ROOT, mount["target"].lstrip("/"))
-        for mount in _mounts()
-        if (mount["fstype"], mount["source"]) != (root["fstype"], root["source"])
+def _copied(mounts: list[dict[str, Any]]) -> set[str]:
+    """Where that is mounted of which a copy of / is made: /, and of its btrfs what fstab mounts
+    (ramboot-copy.sh, fstab_subvolumes).
+    """
+    root = _root_of(mounts)
+    if root["fstype"] != "btrfs" or not os.path.isfile(_paths()["fstab"]):
+        return {"/"}
+    lines = [line.split() for line in _read(_paths()["fstab"]).splitlines()]
+    named = {
+        os.path.normpath(fields[1])
+        for fields in lines
+        if len(fields) > 2 and not fields[0].startswith("#") and fields[2] == "btrfs"
+    }
+    return {"/"} | {
+        mount["target"]
+        for mount in mounts
+        if mount["target"] in named
+        and (mount["fstype"], mount["source"]) == (root["fstype"], root["source"])
     }
 
 
-def _tree_bytes(top: str, without: set[str] | None = None) -> int:
-    """Allocated bytes at and below top, a hard-linked file once: on top's device alone or, given
-    places to leave out, on any.
+def _apart() -> set[str]:
+    """Places below / of which a copy has nothing but the directory."""
+    mounts = _mounts()
+    top, copied = os.path.realpath(ROOT), _copied(mounts)
+    return {
+        os.path.join(top, mount["target"].lstrip("/"))
+        for mount in mounts
+        if mount["target"] not in copied
+    }
+
+
+def _tree_bytes(top: str, apart: set[str], across: bool = False) -> int:
+    """Allocated bytes at and below top, a hard-linked file once, without what is apart; on top's
+    device alone, as rm at boot, or across devices, of which each subvolume of a btrfs is one.
     """
     total, seen, todo, device = 0, set(), [top], None
     while todo:
@@ -613,7 +717,7 @@ def _tree_bytes(top: str, without: set[str] | None = None) -> int:
         try:
             info = os.lstat(path)
             device = info.st_dev if device is None else device
-            if path in without if without is not None else info.st_dev != device:
+            if path in apart or (not across and info.st_dev != device):
                 continue
             if stat.S_ISDIR(info.st_mode):
                 todo += [os.path.join(path, name) for name in os.listdir(path)]
@@ -853,7 +957,15 @@ def _audit_image() -> list[dict[str, str]]:
 
 
 def _audit_qubes() -> list[dict[str, str]]:
-    return __salt__["ramboot_qubes_audit.places"](_mounts())
+    shown = _mounts()
+    targets = {mount["target"] for mount in shown}
+    # what lies on a mount that the session to be lacks does not lie on the root for that
+    gone = [
+        {**mount, "source": "nothing that is mounted then"}
+        for mount in _all_mounts()
+        if mount["target"] not in targets
+    ]
+    return __salt__["ramboot_qubes_audit.places"]([*shown, *gone])
 
 
 # The system
@@ -882,6 +994,11 @@ def _meminfo() -> dict[str, int]:
 
 
 def _mounts() -> list[dict[str, Any]]:
+    """What is visible where; while the audit pretends, in the RAM session to be."""
+    return _as_pretended(_all_mounts())
+
+
+def _all_mounts() -> list[dict[str, Any]]:
     """What is visible where (proc(5), mountinfo): the last mount at each place."""
     found: dict[str, dict[str, Any]] = {}
     for line in _read(_paths()["proc_mountinfo"]).splitlines():
@@ -896,7 +1013,7 @@ def _mounts() -> list[dict[str, Any]]:
             "writable": "ro" not in options,
             "options": super_options.split(","),
         }
-    return _as_pretended(list(found.values()))
+    return list(found.values())
 
 
 def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -905,8 +1022,11 @@ def _as_pretended(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if pretended is None:
         return mounts
     kept = []
+    copied = _copied(mounts)
+    root = _root_of(mounts)["source"]
     for mount in mounts:
-        if mount["target"] == "/":
+        # the layer covers the whole file system; a copy has what fstab mounts of it as directories
+        if mount["target"] in copied or (pretended["layer"] and mount["source"] == root):
             mount = {**mount, "fstype": "tmpfs", "source": "tmpfs", "writable": True}
         elif mount["source"].startswith("/dev/") and (
             not pretended["mounts"]
@@ -935,7 +1055,11 @@ def _unescape(text: str) -> str:
 
 
 def _root_mount() -> dict[str, Any]:
-    for mount in _mounts():
+    return _root_of(_mounts())
+
+
+def _root_of(mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    for mount in mounts:
         if mount["target"] == "/":
             return mount
     raise CommandExecutionError(f"{_paths()['proc_mountinfo']} has no line for /")

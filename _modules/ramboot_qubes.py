@@ -173,9 +173,22 @@ def warnings() -> list[str]:
             f"with these qubes a RAM session on {backend} needs more RAM than dom0 gets:"
             f" {plan['says']}"
             for backend, plan in __salt__["ramboot.plan"]().items()
-            if not plan["fits"] and backend == __salt__["ramboot_config.load"]()["boot"]["backend"]
+            if _lacks_ram(backend, plan)
         ]
     return found
+
+
+def _lacks_ram(backend: str, plan: dict[str, Any]) -> bool:
+    """Whether the pillar starts sessions on it that do not fit. A question with too little RAM for
+    what the menu entry takes is none: the entry is there for that.
+    """
+    settings = __salt__["ramboot_config.load"]()
+    boot = settings["boot"]
+    if boot["mode"] == "ask":
+        return backend == boot["backend"] and not plan["fits"]
+    if boot["mode"] == "off":
+        return backend in settings["grub"]["entries"] and not plan["fits"]
+    return backend == boot["mode"] and not plan["fits_ordinary"]
 
 
 def pending(part: str) -> list[dict[str, Any]]:
@@ -623,6 +636,11 @@ def _pool_faults(look: _Look) -> list[str]:
                 f"file_pools:{name}: {entry['dir_path']} is on /, which a RAM session copies and"
                 " forgets; set on_root: true if that is meant, or mount something there first"
             )
+        elif over := _overlapping(look, name, entry["dir_path"]):
+            found.append(
+                f"file_pools:{name}: {entry['dir_path']} {over}; choose a directory apart from"
+                " those of other pools"
+            )
         elif not os.path.isdir(os.path.dirname(entry["dir_path"])):
             # qubesd makes the last directory alone (core-admin: qubes/storage/file.py, setup)
             found.append(
@@ -632,6 +650,21 @@ def _pool_faults(look: _Look) -> list[str]:
         if name not in look.pools and name not in look.settings["file_pools"]:
             found.append(f"default_pools:{key}: there is no pool {name}")
     return found
+
+
+def _overlapping(look: _Look, name: str, path: str) -> str | None:
+    """How this directory and that of another pool lie one in the other; None where none does. A
+    qube's directory in one may be a pool's in the other.
+    """
+    others = {**look.settings["file_pools"], **look.pools}
+    for other, config in others.items():
+        if other == name or not config.get("dir_path"):
+            continue
+        ours, theirs = (f"{os.path.realpath(p)}/" for p in (path, config["dir_path"]))
+        if ours.startswith(theirs) or theirs.startswith(ours):
+            how = "lies in" if ours.startswith(theirs) else "holds"
+            return f"{how} {config['dir_path']} of pool {other}"
+    return None
 
 
 def _crowd_fault(look: _Look) -> str | None:

@@ -32,6 +32,8 @@ WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
 _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d+-back|-back)?")
+# And what it makes of a volume in a pool of files, revisions and the like included.
+_FILE = re.compile(r"(root|private|volatile)(?:-[a-z]+)?\.img")
 # Of a qube (qubes/vm/__init__.py, validate_name).
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
 _LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
@@ -94,13 +96,13 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if config["driver"] != "linux-kernel"
     ]
     rows += _new_qubes(lies)
+    left, named = _left_over(pools)
+    told_of = ((left, "of {}, which is no more"),
+               (named, "bears the name of qube {}, which does not have it"))  # fmt: skip
     rows += [
-        _row(
-            f"left over {item['what']}",
-            f"of {item['qube']}, which is no more",
-            _left_verdict(item, mounts),
-        )
-        for item in _orphans(pools)
+        _row(f"left over {item['what']}", told.format(item["qube"]), _left_verdict(item, mounts))
+        for items, told in told_of
+        for item in items
     ]
     worst = next(
         (kind for kind in WORST if any(row["verdict"] == kind for row in rows)),
@@ -166,7 +168,7 @@ def remove_orphans(token: str) -> list[str]:
     done: list[str] = []
     for item in found:
         try:
-            _delete(item, pools)
+            _delete(item, pools, _kept(pools, __salt__["ramboot_qubesadmin.qubes"]()))
         except (CommandExecutionError, OSError) as error:
             before = f"; deleted before: {', '.join(done)}" if done else ""
             raise CommandExecutionError(
@@ -181,11 +183,31 @@ def remove_orphans(token: str) -> list[str]:
 
 def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
     driver = config.get("driver")
+    if driver in FILE_DRIVERS and not _is_there(config):
+        # a stick that is not mounted: what lies on it does not lie on what shows its path now
+        return "unknown", f"{config['dir_path']}, where the pool's directories are not there"
     if driver in (*FILE_DRIVERS, "linux-kernel"):
         return _where_file(config["dir_path"], mounts)
     if driver == "lvm_thin":
         return _where_lvm(config)
     return "unknown", f"a driver whose place ramboot does not know ({name})"
+
+
+def _is_there(config: dict[str, str]) -> bool:
+    """Whether a pool of files shows: both drivers make these directories when it is added, and
+    never again (QubesOS/qubes-core-admin: qubes/storage/file.py and reflink.py, setup).
+    """
+    return any(os.path.isdir(os.path.join(config["dir_path"], folder)) for folder in FOLDERS)
+
+
+def _lacks_file(volume: dict[str, Any], file: str) -> bool:
+    """Whether a volume is without the file that it has since it was made. Others get theirs at the
+    start; while a qube runs without snapshots, file-reflink gives it another name
+    (QubesOS/qubes-core-admin: qubes/storage/file.py and reflink.py, create and start).
+    """
+    names = (file, f"{file.removesuffix('.img')}-dirty.img")
+    kept = volume["save_on_stop"] and not volume["snap_on_start"]
+    return kept and not any(os.path.exists(name) for name in names)
 
 
 def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
@@ -202,8 +224,8 @@ def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
-    """A directory is as good as where it lies; a volume is in LVM's metadata too."""
-    in_ram = item["kind"] == "directory" and _where_file(item["what"], mounts)[0] == "ram"
+    """What is a file is as good as where it lies; a volume is in LVM's metadata too."""
+    in_ram = item["kind"] != "volume" and _where_file(item["what"], mounts)[0] == "ram"
     return "ram" if in_ram else "trace"
 
 
@@ -258,9 +280,11 @@ def _qube(
             continue
         verdict, words = lies.get(volume["pool"], ("unknown", "a pool that is not there"))
         file = __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), volume)
-        if file:
+        if file and _is_there(pools[volume["pool"]]):
             # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
+            if _lacks_file(volume, file):
+                verdict, words = "unknown", f"{file}; its file is not there"
         words = f"pool {volume['pool']}, {words}"
         encrypted = volume["ephemeral"]
         if encrypted and qube["running"] and not _encrypted(name, key, volume, pools):
@@ -389,25 +413,62 @@ def _row(place: str, finding: str, verdict: str) -> dict[str, str]:
 
 
 def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    return _left_over(pools)[0]
+
+
+def _left_over(
+    pools: dict[str, dict[str, str]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is of qubes that are no more; and what bears the name of one that is there and does not
+    have it, which is not plainly of one that is no more.
+    """
     qubes = __salt__["ramboot_qubesadmin.qubes"]()
-    known = {
-        (volume["pool"], vid)
+    known = _known(pools, qubes)
+    found = _left_volumes(pools, {vid for vid, _file in known})
+    files = {os.path.realpath(file) for _vid, file in known if file}
+    kept = _kept(pools, qubes)
+    for config in pools.values():
+        if config.get("driver") in FILE_DRIVERS:
+            found += _left_directories(config["dir_path"], set(qubes), kept)
+            found += _left_files(config["dir_path"], set(qubes), files)
+    items = sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
+    return (
+        [item for item in items if item["qube"] not in qubes],
+        [item for item in items if item["qube"] in qubes],
+    )
+
+
+def _known(
+    pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]
+) -> set[tuple[str, str | None]]:
+    """(vid, its file in a pool of files) of each volume that qubesd knows."""
+    return {
+        (vid, __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), {"vid": vid}))
         for name, qube in qubes.items()
         if qube["class"] != "AdminVM"
         for volume in __salt__["ramboot_qubesadmin.volumes"](name).values()
         for vid in (volume["vid"], volume["source"])
         if vid
     }
-    found = _left_volumes(pools, {vid for _pool, vid in known}, set(qubes))
-    for config in pools.values():
-        if config.get("driver") in FILE_DRIVERS:
-            found += _left_directories(config["dir_path"], set(qubes))
-    return sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
 
 
-def _left_volumes(
-    pools: dict[str, dict[str, str]], known: set[str], qubes: set[str]
-) -> list[dict[str, Any]]:
+def _kept(pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]) -> set[str]:
+    """Directories of pools, files of volumes: each as it is called and as links have it."""
+    paths = {config["dir_path"] for config in pools.values() if config.get("dir_path")}
+    paths |= {file for _vid, file in _known(pools, qubes) if file}
+    return {form for path in paths for form in (os.path.normpath(path), os.path.realpath(path))}
+
+
+def _holds(path: str, kept: set[str]) -> bool:
+    """Whether one of them is it or lies below: a pool may be laid where another has its qubes."""
+    return any(
+        f"{one}/".startswith(f"{form}/")
+        for form in (os.path.normpath(path), os.path.realpath(path))
+        for one in kept
+    )
+
+
+def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dict[str, Any]]:
     ours = {
         (config.get("volume_group"), config.get("thin_pool"))
         for config in pools.values()
@@ -431,15 +492,11 @@ def _left_volumes(
         base = match["base"]
         if f"{group}/{base}" in known:
             continue
-        name = base.removeprefix("vm-").rpartition("-")[0]
-        if name in qubes:
-            # a volume that the qube of that name does not have: not plainly of one that is no more
-            continue
         found.append(
             {
                 "what": f"{group}/{volume['lv_name']}",
                 "kind": "volume",
-                "qube": name,
+                "qube": base.removeprefix("vm-").rpartition("-")[0],
                 "bytes": int(volume["lv_size"]),
                 "made": volume["lv_time"],
             }
@@ -447,7 +504,7 @@ def _left_volumes(
     return found
 
 
-def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
+def _left_directories(top: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
     found = []
     for folder in FOLDERS:
         parent = os.path.join(top, folder)
@@ -457,6 +514,8 @@ def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
             path = os.path.join(parent, name)
             # lost+found is nobody's
             if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
+                continue
+            if _holds(path, kept):
                 continue
             info = os.lstat(path)
             found.append(
@@ -469,6 +528,18 @@ def _left_directories(top: str, qubes: set[str]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _left_files(top: str, qubes: set[str], known: set[str]) -> list[dict[str, Any]]:
+    """Volumes in the directory of a qube that is there, each of qubes in /var/lib/qubes has one."""
+    return [
+        {"what": path, "kind": "file", "qube": name}
+        for folder in FOLDERS
+        for name in sorted(qubes)
+        for path in sorted(glob.glob(os.path.join(glob.escape(top), folder, name, "*.img*")))
+        if (match := _FILE.match(os.path.basename(path)))
+        and os.path.realpath(os.path.join(os.path.dirname(path), f"{match[1]}.img")) not in known
+    ]
 
 
 def _allocated(top: str) -> int:
@@ -486,7 +557,7 @@ def _token(found: list[dict[str, Any]]) -> str:
     return f"t{hashlib.sha256(text.encode()).hexdigest()[:15]}"
 
 
-def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]]) -> None:
+def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]], kept: set[str]) -> None:
     if item["kind"] == "directory":
         parent = os.path.dirname(item["what"])
         allowed = {
@@ -497,6 +568,8 @@ def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]]) -> None:
         }
         if parent not in allowed:
             raise CommandExecutionError("it is no directory of a qube")
+        if _holds(item["what"], kept):
+            raise CommandExecutionError("a pool or a qube's volume lies there")
         if os.path.islink(item["what"]):
             # what it leads to is not ours to delete
             os.unlink(item["what"])

@@ -1676,6 +1676,25 @@ def test_a_file_pool_on_the_root_is_refused_unless_it_is_meant(formula):
     formula.good(meant)
 
 
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        ("/var/lib/qubes/appvms/ram", "lies in {}/var/lib/qubes of pool varlibqubes"),
+        ("/srv/linked/ram", "lies in {}/var/lib/qubes of pool varlibqubes"),
+        ("/var/lib", "holds {}/var/lib/qubes of pool varlibqubes"),
+        ("/srv/other/ram", "lies in {}/srv/other of pool other"),
+    ],
+)
+def test_a_pool_within_another_is_refused(formula, path, how):
+    root = formula.world.root
+    (root / "srv").mkdir()
+    (root / "srv/linked").symlink_to(root / "var/lib/qubes")
+    other = {"other": {"dir_path": f"{root}/srv/other", "on_root": True}}
+    asked = {"p": {"dir_path": f"{root}{path}", "on_root": True}, **other}
+    told = f"file_pools:p: {root}{path} {how.format(root)}; choose a directory apart from those of"
+    assert f"{told} other pools" in check(formula, {"file_pools": asked})
+
+
 def test_a_pool_of_that_name_elsewhere_is_refused(formula):
     found = check(formula, {"file_pools": {"varlibqubes": {"dir_path": "/mnt/usb"}}})
     assert found[0].startswith("file_pools:varlibqubes: there is a pool of that name with dir_path")
@@ -2002,16 +2021,31 @@ def test_the_budget_counts_by_how_much_a_new_copy_is_larger(formula, qubesd):
     assert budget()["pending_bytes"] == 0
 
 
-def test_a_ram_session_that_would_not_fit_is_told_before(formula):
+@pytest.mark.parametrize(
+    ("boot", "entry", "ordinary", "told"),
+    [
+        ({}, False, False, True),
+        # the entry is there for that
+        ({}, True, False, False),
+        ({"mode": "zram"}, True, False, True),
+        ({"mode": "zram"}, False, True, False),
+        ({"mode": "off"}, False, False, True),
+        ({"mode": "off", "backend": "tmpfs"}, True, False, False),
+        ({"backend": "image"}, False, False, False),
+    ],
+)
+def test_a_ram_session_that_would_not_fit_is_told_before(formula, boot, entry, ordinary, told):
+    says = "9 MiB of RAM needed, 8 MiB available: does not fit"
+    other = {"fits": False, "fits_ordinary": False, "says": "x"}
     formula.world.salt["ramboot.plan"] = lambda: {
-        "zram": {"fits": False, "says": "9 MiB of RAM needed, 8 MiB available: does not fit"},
-        "tmpfs": {"fits": False, "says": "x"},
+        "zram": {"fits": entry, "fits_ordinary": ordinary, "says": says},
+        "image": {**other, "fits": True},
+        "tmpfs": other,
     }
-    answer = formula.apply(EXAMPLE, test=True)["checked"]
-    assert answer["comment"].splitlines()[1:] == [
-        "with these qubes a RAM session on zram needs more RAM than dom0 gets: 9 MiB of RAM"
-        " needed, 8 MiB available: does not fit"
-    ]
+    formula.pillar(EXAMPLE, boot=boot)
+    comment = formula.apply(test=True)["checked"]["comment"].splitlines()
+    text = f"with these qubes a RAM session on zram needs more RAM than dom0 gets: {says}"
+    assert comment[1:] == ([text] if told else [])
 
 
 def test_a_qube_that_left_the_pillar_is_named(formula):

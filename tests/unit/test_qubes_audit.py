@@ -301,6 +301,45 @@ def test_a_disk_mounted_inside_the_ram_pool_is_found_before_the_qube_runs(dom0):
     assert dom0.verdicts()[f"qube {DVM} root"] == "ram"
 
 
+@pytest.mark.parametrize("place", ["/mnt/usb", "/mnt/usb/qubes"])
+def test_a_pool_that_is_not_mounted_is_not_known(dom0, qubesd, place):
+    """Its path would be on the root, which goes with the power; its volumes are not."""
+    top = Path(f"{dom0.world.root}{place}")
+    top.mkdir(parents=True)
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_pool("usb", "file", dir_path=str(top))
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce", pool="usb")
+    qubesd.system["default_pool_private"] = "usb"
+    dom0.in_ram()
+    found = dom0.verdicts()
+    assert {found[f"qube mine {volume}"] for volume in ("private", "volatile")} == {"ram"}
+    stick = dom0.world.root / "mnt/usb"
+    stick.rename(dom0.world.root / "stick")
+    stick.mkdir()
+    found = dom0.rows()
+    told = ("unknown", f"{top}, where the pool's directories are not there")
+    assert found["pool usb"] == ("unknown", f"file, {told[1]}")
+    for volume in ("private", "volatile"):
+        assert found[f"qube mine {volume}"] == ("unknown", f"pool usb, {told[1]}")
+    assert found["default_pool_private"][0] == "unknown"
+    assert found["qube mine"][1].endswith("not stateless")
+
+
+@pytest.mark.parametrize(("name", "verdict"), [(None, "unknown"), ("private-dirty.img", "ram")])
+def test_a_volume_without_its_file_is_not_known(dom0, qubesd, name, verdict):
+    """file-reflink calls it so while a qube runs without snapshots."""
+    dom0.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    dom0.in_ram()
+    file = dom0.world.root / f"var/lib/qubes/appvms/{DVM}/private.img"
+    file.rename(file.with_name(name or "elsewhere"))
+    found = dom0.rows()
+    assert found[f"qube {DVM} private"][0] == verdict
+    assert found[f"qube {DVM} private"][1].endswith("its file is not there") == (name is None)
+    # what is made at the start is not missed
+    assert found["qube disp1"][0] == "ram"
+
+
 def session(dom0, copies):
     """A RAM session that began with these qubes, and copies of earlier boots."""
     dom0.in_ram()
@@ -464,7 +503,7 @@ def test_a_qubesd_that_does_not_answer_is_a_row_that_counts_as_a_trace(dom0, met
     exc = sys.modules["qubesadmin.exc"]
     dom0.fail(method, error=exc.QubesDaemonCommunicationError("gone"))
     ramboot = dom0.world.module("ramboot")
-    ramboot._mounts = lambda: dom0.mounts
+    ramboot._all_mounts = lambda: dom0.mounts
     (row,) = ramboot._tried(ramboot._audit_qubes)
     assert (row["place"], row["verdict"]) == ("qubes", "unknown")
     assert "qubesd can't be reached: gone" in row["finding"]
@@ -478,6 +517,25 @@ def test_lvm_that_does_not_answer_is_told(dom0):
     }
     with pytest.raises(CommandExecutionError, match="no lock"):
         dom0.places()
+
+
+def test_a_pool_on_a_mount_that_the_session_lacks_would_not_be_known(dom0, qubesd):
+    top = dom0.world.root / "mnt/usb"
+    top.mkdir(parents=True)
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_pool("usb", "file", dir_path=str(top))
+    ramboot = dom0.world.module("ramboot")
+    ramboot._all_mounts = lambda: [
+        *dom0.mounts,
+        {"target": str(top), "source": "/dev/sdb1", "fstype": "ext4"},
+    ]
+    dom0.devices |= {"/dev/sdb1": "disk", "tmpfs": "ram"}
+    dom0.world.salt["ramboot.backing"] = lambda device: dom0.devices.get(device, "unknown")
+    told = {"mounts": True, "layer": False, "lvm": True, "swap": False}
+    for mounts, verdict in ((True, "disk"), (False, "unknown")):
+        dom0.world.context[ramboot.PRETEND] = {**told, "mounts": mounts}
+        found = {row["place"]: row["verdict"] for row in ramboot._audit_qubes()}
+        assert (found["pool usb"], found["pool varlibqubes"]) == (verdict, "ram")
 
 
 # What is left over
@@ -514,6 +572,40 @@ def test_what_is_left_over_is_listed_and_nothing_else(dom0, qubesd):
         "trace",
         "of gone, which is no more",
     )
+
+
+def test_what_bears_the_name_of_a_qube_that_does_not_have_it_is_told_and_kept(dom0, qubesd):
+    """Made in a RAM session in vm-pool, and anew in a persistent boot in another pool."""
+    add = sys.modules["qubesadmin"].Qubes().add_new_vm
+    add("AppVM", "mine", "red", template="debian-12-xfce", pool="varlibqubes")
+    qubesd.add_pool("other", "file", dir_path=f"{dom0.world.root}/srv/other")
+    other = dom0.world.write("/srv/other/appvms/sys-net/private.img")
+    cow = dom0.world.write("/srv/other/appvms/sys-net/private-cow.img.old")
+    dom0.world.write("/srv/other/appvms/sys-net/notes.img")
+    below = dom0.world.root / "var/lib/qubes/appvms/mine"
+    # of volumes that are there: a revision in either pool, what an import makes
+    for name in ("vm-sys-net-private-1700000000-back", "vm-debian-12-xfce-root-import"):
+        dom0.lv(name)
+    # its root is a snapshot of the template's, in vm-pool
+    dom0.lv("vm-mine-root-snap")
+    dom0.world.write("/var/lib/qubes/appvms/mine/private-cow.img.old")
+    assert not [place for place in dom0.rows() if place.startswith(f"left over {below}")]
+    for name in ("vm-mine-private", "vm-mine-private-snap"):
+        dom0.lv(name)
+    found = dom0.rows()
+    told = {place for place in found if place.startswith("left over ")}
+    assert told == {
+        "left over qubes_dom0/vm-mine-private",
+        "left over qubes_dom0/vm-mine-private-snap",
+        f"left over {other}",
+        f"left over {cow}",
+    }
+    finding = "bears the name of qube {}, which does not have it"
+    assert found["left over qubes_dom0/vm-mine-private"] == ("trace", finding.format("mine"))
+    assert found[f"left over {other}"] == ("trace", finding.format("sys-net"))
+    assert dom0.audit.orphans() == {"orphans": [], "token": None}
+    dom0.in_ram()
+    assert dom0.verdicts()[f"left over {other}"] == "ram"
 
 
 def test_a_directory_that_is_left_over_in_ram_is_no_trace(dom0, qubesd):
@@ -604,6 +696,39 @@ def test_a_link_is_not_followed_when_deleting(dom0, qubesd, tmp_path):
     dom0.audit.remove_orphans(dom0.audit.orphans()["token"])
     assert not (top / "appvms/linked").is_symlink()
     assert (kept / "file").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/deep", "/linked"])
+def test_a_pool_within_another_is_not_left_over(dom0, qubesd, tmp_path, below):
+    """Of its own, where another pool has its qubes; made by hand, for ramboot refuses it."""
+    within = dom0.world.root / f"var/lib/qubes/appvms/nested{below}"
+    within.mkdir(parents=True)
+    if below == "/linked":
+        within.rmdir()
+        (tmp_path / "apart").mkdir()
+        within.symlink_to(tmp_path / "apart")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_pool("nested", "file", dir_path=str(within))
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce", pool="nested")
+    assert dom0.audit.orphans()["orphans"] == []
+    # nor if the list had it
+    pools = dom0.world.salt["ramboot_qubesadmin.pools"]()
+    item = {"what": f"{dom0.world.root}/var/lib/qubes/appvms/nested", "kind": "directory"}
+    kept = dom0.audit._kept(pools, dom0.world.salt["ramboot_qubesadmin.qubes"]())
+    with pytest.raises(CommandExecutionError, match="a pool or a qube's volume lies there"):
+        dom0.audit._delete(item, pools, kept)
+    assert (within / "appvms/mine/private.img").exists()
+
+
+def test_a_link_to_the_files_of_a_pool_is_not_left_over(dom0, qubesd):
+    top = dom0.world.root / "var/lib/qubes"
+    (top / "appvms/linked").symlink_to(top / "vm-templates/debian-12-xfce")
+    (top / "appvms/gone").mkdir()
+    sys.modules["qubesadmin"].Qubes().add_new_vm("TemplateVM", "x", "red", pool="varlibqubes")
+    (top / "appvms/to-x").symlink_to(top / "vm-templates/x")
+    found = [item["qube"] for item in dom0.audit.orphans()["orphans"]]
+    # what is linked holds no volume there: that of debian-12-xfce is in vm-pool
+    assert found == ["gone", "linked"]
 
 
 def test_orphans_lists_and_with_a_token_deletes(dom0, qubesd):

@@ -205,11 +205,13 @@ def test_a_note_of_another_format_is_an_error(world, ramboot, text):
 
 # plan
 
+ALL = ["zram", "tmpfs", "image", "snapshot", "overlay"]
+
 
 def test_plan_reckons_as_the_boot_does(world, ramboot):
     world.pillar["ramboot"] = {
         "memory": {"reserve_mib": 1000, "headroom_mib": 500},
-        "grub": {"dom0_mem_max_mib": 10240},
+        "grub": {"dom0_mem_max_mib": 10240, "entries": ALL},
     }
     used, spare = 5 * GIB, 1500 * MIB
     # with the table of a device of 20 GiB, and of a store of eight times the room for it
@@ -219,6 +221,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
     common = {
         "available_bytes": available,
         "fits": True,
+        "fits_ordinary": False,
         "available_now_bytes": 4 * GIB * 95 // 100,
         "fits_now": False,
         "source_bytes": used,
@@ -232,7 +235,8 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "root_bytes": zram,
             "expected_bytes": used * 62 // 100,
             "algorithm": "lz4",
-            "says": "5061 MiB of RAM needed, 9728 MiB available: fits",
+            "says": "5061 MiB of RAM needed, 9728 MiB available in its menu entry: fits; at the"
+            " question of the ordinary entry, with 3891 MiB: does not fit",
             **common,
         },
         "tmpfs": {
@@ -257,7 +261,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "expected_bytes": store,
             "algorithm": "lz4",
             "says": "1772 MiB of RAM needed, 9728 MiB available: fits",
-            **(common | {"fits_now": True}),
+            **(common | {"fits_now": True, "fits_ordinary": True}),
         },
         "overlay": {
             "needed_bytes": spare,
@@ -265,7 +269,7 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "expected_bytes": 0,
             "algorithm": None,
             "says": "1500 MiB of RAM needed, 9728 MiB available: fits",
-            **(common | {"fits_now": True}),
+            **(common | {"fits_now": True, "fits_ordinary": True}),
         },
     }
 
@@ -301,6 +305,80 @@ def test_plan_says_when_it_does_not_fit(world, ramboot):
     assert found["zram"]["says"] == "5609 MiB of RAM needed, 3891 MiB available: does not fit"
 
 
+def says(ramboot, world, backend="zram", **pillar):
+    world.pillar["ramboot"] = pillar
+    found = ramboot.plan()[backend]
+    return found["fits"], found["fits_ordinary"], found["says"].partition(" needed, ")[2]
+
+
+def test_plan_reckons_with_the_memory_of_the_way_to_the_session(world, ramboot):
+    """4 GiB now, 10 GiB in the menu entries; zram takes 5609 MiB, tmpfs 7388."""
+    entry = "9728 MiB available"
+    now = "3891 MiB available: does not fit"
+    both = f"{entry} in its menu entry: fits; at the question of the ordinary entry, with 3891 MiB:"
+    assert says(ramboot, world) == (True, False, f"{both} does not fit")
+    straight = says(ramboot, world, boot={"mode": "zram"})
+    assert straight == (True, False, both.replace("at the question of", "in") + " does not fit")
+    # by its entry alone
+    for boot in ({"mode": "off"}, {"backend": "tmpfs"}, {"mode": "tmpfs"}):
+        assert says(ramboot, world, boot=boot) == (True, False, f"{entry}: fits")
+    # without one
+    told = f"{now}; in a menu entry (grub:entries), with 9728 MiB: fits"
+    assert says(ramboot, world, grub={"entries": []}) == (False, False, told)
+    assert says(ramboot, world, "tmpfs") == (False, False, told)
+    small = {"entries": [], "dom0_mem_max_mib": 4096}
+    assert says(ramboot, world, grub=small) == (False, False, now)
+    for entries in ([], ["zram"]):
+        all_of_them = {"entries": entries, "dom0_mem_scope": "all"}
+        assert says(ramboot, world, grub=all_of_them) == (True, True, f"{entry}: fits")
+        kept = {"entries": entries, "dom0_mem_max_mib": "keep", "dom0_mem_scope": "all"}
+        assert says(ramboot, world, grub=kept) == (False, False, now)
+
+
+def test_plan_sizes_the_store_of_a_snapshot_by_the_memory_of_its_way(world, ramboot):
+    for entries, available in ((["snapshot"], 10 * GIB), ([], 4 * GIB)):
+        world.pillar["ramboot"] = {"grub": {"entries": entries}}
+        room = available * 95 // 100 - GIB
+        assert ramboot.plan()["snapshot"]["root_bytes"] == room * 8 // 256
+
+
+@pytest.mark.parametrize(
+    ("backend", "fstype", "mib", "good"),
+    [
+        ("tmpfs", "ext4", 5120, False),
+        ("tmpfs", "ext4", 5121, True),
+        # onto a new file system, whose inodes take their part
+        ("zram", "xfs", 5200, False),
+        ("zram", "xfs", 5210, True),
+        ("zram", "ext4", 4096, False),
+        ("zram", "ext4", 6144, True),
+    ],
+)
+def test_plan_says_that_a_size_of_the_pillar_does_not_hold_the_copy(
+    world, system, ramboot, backend, fstype, mib, good
+):
+    rooted(system, fstype)
+    ways = {"entries": ["zram", "tmpfs"], "dom0_mem_scope": "all", "dom0_mem_max_mib": 20480}
+    fits, at_the_question, told = says(
+        ramboot, world, backend, **{backend: {"size_mib": mib}}, grub=ways
+    )
+    assert fits == at_the_question == good
+    small = f"does not fit: {backend}:size_mib is too small for the 5120 MiB to be copied"
+    assert told == f"19456 MiB available: {'fits' if good else small}"
+    found = ramboot.plan()
+    other = "tmpfs" if backend == "zram" else "zram"
+    assert found[other]["fits"]
+    assert found[backend]["fits_now"] is False
+
+
+def test_plan_copies_a_root_as_blocks_that_is_nearly_full(world, ramboot, monkeypatch):
+    """Whatever the inodes take, the copy has as many."""
+    full = SimpleNamespace(f_blocks=5 << 18, f_bfree=1, f_frsize=4096)
+    monkeypatch.setattr(ramboot.os, "statvfs", lambda _path: full)
+    assert says(ramboot, world, zram={"size_mib": 5120})[0]
+    assert not says(ramboot, world, zram={"size_mib": 5119})[0]
+
+
 # Xen 4.17's, shortened
 XL_INFO = """\
 host                   : dom0
@@ -316,7 +394,7 @@ xen_version            : 4.17.5
     [("8061", 8061), ("10240", 10240), ("65401", 10240), ("unknown", 10240)],
 )
 def test_plan_promises_no_more_than_the_machine_has(world, system, ramboot, has, available):
-    world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 10240}}
+    world.pillar["ramboot"] = {"grub": {"dom0_mem_max_mib": 10240, "entries": ["tmpfs"]}}
     system.xen = {"retcode": 0, "stdout": XL_INFO.replace("8061", has), "stderr": ""}
     found = ramboot.plan()["tmpfs"]
     assert found["available_bytes"] == available * MIB * 95 // 100
@@ -360,13 +438,15 @@ def test_plan_knows_that_zstd_is_smaller(world, ramboot):
 
 
 def test_plan_bears_a_file_that_is_deleted_while_it_looks(world, ramboot, monkeypatch):
-    world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
-    gone = f"{world.root}/dom0/tmp/gone"
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/var/tmp/*"]}}
+    gone = f"{world.root}/dom0/var/tmp/gone"
     monkeypatch.setattr(ramboot.glob, "glob", lambda path: [gone] if path.endswith("tmp/*") else [])
     assert ramboot.plan()["zram"]["excluded_bytes"] == 0
 
 
-def test_plan_leaves_the_excludes_out(world, ramboot):
+def test_plan_leaves_the_excludes_out(world, system, ramboot):
+    del system.mounts[3]
+    system.write()
     world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
     world.write("/dom0/tmp/large", b"x" * MIB)
     world.write("/dom0/tmp/.hidden", b"x" * MIB)
@@ -375,6 +455,42 @@ def test_plan_leaves_the_excludes_out(world, ramboot):
     # the shell's * does not match hidden names, at boot neither
     assert MIB <= found["excluded_bytes"] < 1.5 * MIB
     assert found["source_bytes"] == 5 * GIB - found["excluded_bytes"]
+
+
+@pytest.mark.parametrize("exclude", ["/tmp/*", "/mnt/disk/data", "/mnt/*", "/linked/*", "/twice/*"])
+def test_plan_takes_nothing_off_that_is_on_no_root(world, system, ramboot, exclude):
+    """A tmpfs, another disk, a place where the root shows a second time: no copy has them."""
+    world.pillar["ramboot"] = {"copy": {"exclude": [exclude]}}
+    system.mounts += [
+        "30 21 8:17 / /mnt/disk rw - ext4 /dev/sdb1 rw",
+        "31 21 253:1 /data /twice rw - ext4 /dev/dm-1 rw",
+    ]
+    system.write()
+    for place in ("tmp/file", "mnt/disk/data", "twice/file"):
+        world.write(f"/dom0/{place}", b"x" * MIB)
+    (world.root / "dom0/linked").symlink_to("tmp")
+    found = ramboot.plan()["zram"]
+    assert (found["source_bytes"], found["excluded_bytes"]) == (5 * GIB, 0)
+    # a mount may be below what is on the root
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/mnt"]}}
+    world.write("/dom0/mnt/file", b"x" * MIB)
+    assert MIB <= ramboot.plan()["zram"]["excluded_bytes"] < 1.5 * MIB
+
+
+def test_plan_takes_off_of_a_btrfs_what_is_copied_of_it(world, system, ramboot):
+    rooted(system, "btrfs")
+    world.pillar["ramboot"] = {"copy": {"exclude": ["/home/me", "/snapshots/*", "/file"]}}
+    system.mounts += [
+        "30 21 0:31 /home /home rw - btrfs /dev/sda2 rw",
+        "31 21 0:32 /snapshots /snapshots rw - btrfs /dev/sda2 rw",
+    ]
+    system.write()
+    fstab(world)
+    for place, size in (("home/me", 2), ("snapshots/old", 4), ("file", 1), ("other", 3)):
+        world.write(f"/dom0/{place}", b"x" * (size * MIB))
+    found = ramboot.plan()["zram"]
+    assert 3 * MIB <= found["excluded_bytes"] < 3.5 * MIB
+    assert 3 * MIB <= found["source_bytes"] < 3.5 * MIB
 
 
 def test_plan_counts_what_two_excludes_name_once(world, ramboot):
@@ -390,6 +506,15 @@ def rooted(system, fstype):
     system.write()
 
 
+def fstab(world):
+    """Of the same btrfs, and of others."""
+    world.write(
+        "/etc/fstab",
+        "UUID=1 / btrfs subvol=root 0 0\nUUID=1 /home btrfs subvol=home 0 0\n"
+        "#UUID=1 /snapshots btrfs subvol=snapshots 0 0\nUUID=2 /mnt ext4 defaults 0 0\n",
+    )
+
+
 def test_plan_counts_a_btrfs_by_the_files_of_its_subvolumes_there(world, system, ramboot):
     rooted(system, "btrfs")
     system.mounts += [
@@ -397,6 +522,7 @@ def test_plan_counts_a_btrfs_by_the_files_of_its_subvolumes_there(world, system,
         "31 21 8:17 / /mnt rw - btrfs /dev/sdb1 rw",
     ]
     system.write()
+    fstab(world)
     first = world.write("/dom0/file", b"x" * (4 * MIB))
     os.link(first, f"{world.root}/dom0/same-file")
     world.write("/dom0/home/me/file", b"x" * (2 * MIB))
@@ -409,6 +535,7 @@ def test_plan_counts_blocks_that_files_of_an_xfs_share_for_each(
     world, system, ramboot, monkeypatch
 ):
     """Nothing here shares any: what is allocated is made more than the file system says."""
+    del system.mounts[3]
     rooted(system, "xfs")
     world.pillar["ramboot"] = {"copy": {"exclude": ["/tmp/*"]}}
     world.write("/dom0/file", b"x" * (4 * MIB))
@@ -558,6 +685,27 @@ def test_a_snapshot_session_would_use_nothing_beside_its_layer(world, system, ra
         "names in qubes_dom0": "ram",
         "all": "disk",
     }
+
+
+@pytest.mark.parametrize("device", ["/dev/sda2", "/dev/dm-0", "/dev/dm-1"])
+@pytest.mark.parametrize("backend", ["zram", "tmpfs", "image", "snapshot"])
+def test_what_a_btrfs_mounts_of_its_own_would_go_with_its_root(
+    world, system, ramboot, backend, device
+):
+    """A copy has what fstab mounts of it, the layer of a snapshot all."""
+    world.pillar["ramboot"] = {"boot": {"backend": backend}, "swap": "keep"}
+    system.mounts[0] = f"21 1 0:30 /root / rw - btrfs {device} rw"
+    for target in ("home", "snapshots"):
+        system.mounts.append(f"30 21 0:31 /{target} /{target} rw - btrfs {device} rw")
+    system.mounts.append("33 21 0:33 / /mnt rw - btrfs /dev/sdb1 rw")
+    system.block("sdb1")
+    system.write()
+    fstab(world)
+    system.swaps = [{"name": "/home/swap", "type": "file", "size_bytes": 1, "used_bytes": 0}]
+    found = would(ramboot.audit())
+    assert (found["/"], found["/home"], found["swap /home/swap"]) == ("ram", "ram", "ram")
+    assert found["/snapshots"] == ("ram" if backend == "snapshot" else "disk")
+    assert found["/mnt"] == ("ram" if backend == "snapshot" else "disk")
 
 
 def test_another_backend_would_mount_what_it_mounts_now(world, system, ramboot):
@@ -919,6 +1067,11 @@ def test_plan_reckons_with_the_image_that_there_is(world, ramboot, reason, says)
     found = ramboot.plan()["image"]
     assert (found["root_bytes"], found["expected_bytes"]) == (716 * MIB, 700 * MIB)
     assert found["says"].endswith(f"fits; {says}")
+    # and with what the next one will have
+    world.salt["ramboot_qubes.budget"] = lambda: {"present_bytes": GIB, "pending_bytes": GIB}
+    more = 700 * MIB // 5
+    found = ramboot.plan()["image"]
+    assert (found["root_bytes"], found["expected_bytes"]) == (716 * MIB + more, 700 * MIB + more)
 
 
 def test_verify_looks_at_the_image_too(world, ramboot):
