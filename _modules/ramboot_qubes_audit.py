@@ -28,6 +28,7 @@ FILE_DRIVERS = ("file", "file-reflink")
 FOLDERS = ("appvms", "vm-templates")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
+DETACHED = "on the disk that was detached; out of reach"
 WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
@@ -54,9 +55,10 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns rows as `ramboot.audit` does: of each qube its volumes (but those that nobody writes to,
     such as the kernel), what it is, whether it is stateless and, in a RAM session, whether it was
     made in it; of each pool, the pool that new qubes go to, preloaded disposables, qubes that were
-    removed in this RAM session, what is left of qubes that are no more; last a verdict over all of
-    them. Nothing where there is no Qubes. The row of a volume has `qube`, `volume`, `pool`,
-    `device` (a file, or the pool's name for it) and `ephemeral` (bool) as well.
+    removed in this RAM session, what is left of qubes that are no more, or bears the name of one
+    that does not have it; last a verdict over all of them. Nothing where there is no Qubes. The row
+    of a volume has `qube`, `volume`, `pool`, `device` (a file, or the pool's name for it) and
+    `ephemeral` (bool) as well.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -189,7 +191,7 @@ def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> t
     if driver in (*FILE_DRIVERS, "linux-kernel"):
         return _where_file(config["dir_path"], mounts)
     if driver == "lvm_thin":
-        return _where_lvm(config)
+        return _where_lvm(config, mounts)
     return "unknown", f"a driver whose place ramboot does not know ({name})"
 
 
@@ -229,7 +231,7 @@ def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
     return "ram" if in_ram else "trace"
 
 
-def _where_lvm(config: dict[str, str]) -> tuple[str, str]:
+def _where_lvm(config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
     group, pool = config.get("volume_group", ""), config.get("thin_pool", "")
     # device-mapper doubles the hyphens of either name (lvm2: libdm, dm_build_dm_name)
     names = {
@@ -242,11 +244,38 @@ def _where_lvm(config: dict[str, str]) -> tuple[str, str]:
         if name in names
     }
     words = f"thin pool {group}/{pool}"
+    if not kinds and _is_detached(group, mounts):
+        return "ram", f"{words}, {DETACHED}"
     if not kinds:
         return "unknown", f"{words}, which is not active"
     if "sealed" in kinds and kinds <= {"ram", "sealed"}:
         return "ram", f"{words}, {SEALED}"
     return next((kind for kind in ("disk", "unknown", "ram") if kind in kinds), "unknown"), words
+
+
+def _is_detached(group: str, mounts: list[dict[str, Any]]) -> bool:
+    """Whether this boot closed the disk of the group before dom0 started, and nothing has shown it
+    since: no mapping, and to LVM no volume.
+    """
+    path = __salt__["ramboot_config.paths"]()["status"]
+    try:
+        with open(path, encoding="utf-8") as source:
+            noted = json.load(source)
+        done = (noted["schema"], noted["session"], noted["disk"])
+        root = str(noted["source"]["device"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    # what is on a tmpfs is of this boot
+    mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(path), mounts)
+    if done != (1, "ram", "detached") or mount["fstype"] != "tmpfs":
+        return False
+    # another disk's group may come at any time
+    ours = re.compile(rf"{re.escape(group.replace('-', '--'))}-(?!-)")
+    if not root.startswith(f"/dev/{group}/") and not ours.match(root.removeprefix("/dev/mapper/")):
+        return False
+    if any(ours.match(name) for name in _device_mapper().values()):
+        return False
+    return all(volume["vg_name"] != group for volume in _volumes())
 
 
 def _device_mapper() -> dict[str, str]:
@@ -318,7 +347,10 @@ def _qube(
     preloads = __salt__["ramboot_qubesadmin.features"](holder)
     if preloads.get("preload-dispvm-max", "0") not in ("", "0"):
         told.append("its disposables are started before anybody asks")
-    told.append("stateless" if worst == "ram" else "not stateless")
+    if worst == "ram" and any(DETACHED in row["finding"] for row in rows):
+        told.append("out of reach")
+    else:
+        told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]
 
 
@@ -476,15 +508,8 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
     }
     if not ours:
         return []
-    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
-    try:
-        volumes = json.loads(done["stdout"])["report"][0]["lv"]
-    except (ValueError, KeyError, IndexError) as error:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
     found = []
-    for volume in volumes:
+    for volume in _volumes():
         match = _LV.fullmatch(volume["lv_name"])
         group = volume["vg_name"]
         if match is None or (group, volume["pool_lv"]) not in ours:
@@ -502,6 +527,17 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
             }
         )
     return found
+
+
+def _volumes() -> list[dict[str, str]]:
+    """Every logical volume that LVM sees."""
+    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
+    try:
+        return json.loads(done["stdout"])["report"][0]["lv"]
+    except (ValueError, KeyError, IndexError) as error:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
 
 
 def _left_directories(top: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
