@@ -16,7 +16,7 @@ import shutil
 import xml.etree.ElementTree
 from typing import Any
 
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 # Salt's loader sets it
 __salt__: dict[str, Any]
@@ -25,10 +25,11 @@ __virtualname__ = "ramboot_qubes_audit"
 
 MIB = 1 << 20
 FILE_DRIVERS = ("file", "file-reflink")
+COPIES = ("zram", "tmpfs", "image")
 FOLDERS = ("appvms", "vm-templates")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
-DETACHED = "on the disk that was detached; out of reach"
+OUT_OF_REACH = "out of reach"
 WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
@@ -245,7 +246,7 @@ def _where_lvm(config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[st
     }
     words = f"thin pool {group}/{pool}"
     if not kinds and _is_detached(group, mounts):
-        return "ram", f"{words}, {DETACHED}"
+        return "ram", f"{words}, on the disk that was detached; {OUT_OF_REACH}"
     if not kinds:
         return "unknown", f"{words}, which is not active"
     if "sealed" in kinds and kinds <= {"ram", "sealed"}:
@@ -253,22 +254,39 @@ def _where_lvm(config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[st
     return next((kind for kind in ("disk", "unknown", "ram") if kind in kinds), "unknown"), words
 
 
-def _is_detached(group: str, mounts: list[dict[str, Any]]) -> bool:
-    """Whether this boot closed the disk of the group before dom0 started, and nothing has shown it
-    since: no mapping, and to LVM no volume.
-    """
+def _session(mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What this boot noted of its RAM session; nothing where that can't be told."""
     path = __salt__["ramboot_config.paths"]()["status"]
     try:
         with open(path, encoding="utf-8") as source:
             noted = json.load(source)
-        done = (noted["schema"], noted["session"], noted["disk"])
-        root = str(noted["source"]["device"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError):
+        return {}
     # what is on a tmpfs is of this boot
     mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(path), mounts)
-    if done != (1, "ram", "detached") or mount["fstype"] != "tmpfs":
+    good = isinstance(noted, dict) and mount["fstype"] == "tmpfs"
+    return noted if good and (noted.get("schema"), noted.get("session")) == (1, "ram") else {}
+
+
+def _was_left_behind(file: str, mounts: list[dict[str, Any]]) -> bool:
+    """Whether a file of a pool that shows is not there because no copy of the root has it."""
+    if _session(mounts).get("backend") not in COPIES:
         return False
+    mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(file), mounts)
+    try:
+        return mount["target"] == "/" and __salt__["ramboot_qubes_pools.is_excluded"](file)
+    except SaltInvocationError:
+        return False
+
+
+def _is_detached(group: str, mounts: list[dict[str, Any]]) -> bool:
+    """Whether this boot closed the disk of the group before dom0 started, and nothing has shown it
+    since: no mapping, and to LVM no volume.
+    """
+    noted = _session(mounts)
+    if noted.get("disk") != "detached":
+        return False
+    root = str((noted.get("source") or {}).get("device"))
     # another disk's group may come at any time
     ours = re.compile(rf"{re.escape(group.replace('-', '--'))}-(?!-)")
     if not root.startswith(f"/dev/{group}/") and not ours.match(root.removeprefix("/dev/mapper/")):
@@ -312,7 +330,9 @@ def _qube(
         if file and _is_there(pools[volume["pool"]]):
             # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
-            if _lacks_file(volume, file):
+            if _lacks_file(volume, file) and _was_left_behind(file, mounts):
+                words += f"; left behind by copy:exclude, {OUT_OF_REACH}"
+            elif _lacks_file(volume, file):
                 verdict, words = "unknown", f"{file}; its file is not there"
         words = f"pool {volume['pool']}, {words}"
         encrypted = volume["ephemeral"]
@@ -347,8 +367,8 @@ def _qube(
     preloads = __salt__["ramboot_qubesadmin.features"](holder)
     if preloads.get("preload-dispvm-max", "0") not in ("", "0"):
         told.append("its disposables are started before anybody asks")
-    if worst == "ram" and any(DETACHED in row["finding"] for row in rows):
-        told.append("out of reach")
+    if worst == "ram" and any(row["finding"].endswith(OUT_OF_REACH) for row in rows):
+        told.append(OUT_OF_REACH)
     else:
         told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]

@@ -541,19 +541,63 @@ def test_a_pool_on_a_mount_that_the_session_lacks_would_not_be_known(dom0, qubes
 NOTED = {
     "schema": 1,
     "session": "ram",
+    "backend": "zram",
     "disk": "detached",
     "source": {"device": "/dev/qubes_dom0/root"},
 }
 
 
-def detached(dom0, **noted):
-    """A RAM session with the disk closed: neither the pool nor a volume of its group shows."""
-    dom0.good(EXAMPLE)
+def noted_in_ram(dom0, **noted):
     dom0.in_ram()
-    (dom0.world.root / "sys/block/dm-7/dm/name").unlink()
     dom0.world.write("/run/ramboot/status.json", json.dumps({**NOTED, **noted}))
     run = {"target": f"{dom0.world.root}/run", "source": "tmpfs", "fstype": "tmpfs"}
     dom0.mounts.append(run)
+
+
+def detached(dom0, **noted):
+    """A RAM session with the disk closed: neither the pool nor a volume of its group shows."""
+    dom0.good(EXAMPLE)
+    noted_in_ram(dom0, **noted)
+    (dom0.world.root / "sys/block/dm-7/dm/name").unlink()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"session": "persistent"},
+        {"backend": "overlay"},
+        "not excluded",
+        "on a mount of its own",
+        "wrong pillar",
+        None,
+    ],
+    ids=str,
+)
+def test_what_no_copy_took_along_is_out_of_reach(dom0, qubesd, case):
+    """As README has it of a root that holds every qube."""
+    add = sys.modules["qubesadmin"].Qubes().add_new_vm
+    add("StandaloneVM", "mine", "red", pool="varlibqubes")
+    noted_in_ram(dom0, **(case if isinstance(case, dict) else {"disk": "attached"}))
+    top = dom0.world.root / "var/lib/qubes/appvms/mine"
+    exclude = str(top / "*").replace(str(dom0.world.root), "")
+    for file in top.glob("*.img"):
+        file.unlink()
+    covered = str(top.parent / "*")
+    dom0.world.pillar["ramboot"] = {"copy": {"exclude": [covered]}}
+    if case == "not excluded":
+        dom0.world.pillar["ramboot"] = {"copy": {"exclude": [exclude]}}
+    elif case == "on a mount of its own":
+        dom0.mounts.append({"target": str(top), "source": "/dev/zram3", "fstype": "ext4"})
+    elif case == "wrong pillar":
+        dom0.world.pillar["ramboot"] = {"copy": 1}
+    verdict, finding = dom0.rows()["qube mine private"]
+    if case is None:
+        assert verdict == "ram"
+        assert finding.endswith("; left behind by copy:exclude, out of reach")
+        assert dom0.rows()["qube mine"] == ("ram", "StandaloneVM, halted, out of reach")
+    else:
+        assert verdict == "unknown"
+        assert finding.endswith("; its file is not there")
 
 
 def test_with_the_disk_detached_what_is_on_it_is_out_of_reach(dom0):
