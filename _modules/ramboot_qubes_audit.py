@@ -168,10 +168,11 @@ def remove_orphans(token: str) -> list[str]:
             "nothing was deleted: what is left over is not what the token was given for; list it"
             " again with ramboot.orphans"
         )
+    kept = _kept(pools, _known(pools, __salt__["ramboot_qubesadmin.qubes"]()))
     done: list[str] = []
     for item in found:
         try:
-            _delete(item, pools, _kept(pools, __salt__["ramboot_qubesadmin.qubes"]()))
+            _delete(item, pools, kept)
         except (CommandExecutionError, OSError) as error:
             before = f"; deleted before: {', '.join(done)}" if done else ""
             raise CommandExecutionError(
@@ -478,7 +479,7 @@ def _left_over(
     known = _known(pools, qubes)
     found = _left_volumes(pools, {vid for vid, _file in known})
     files = {os.path.realpath(file) for _vid, file in known if file}
-    kept = _kept(pools, qubes)
+    kept = _kept(pools, known)
     for config in pools.values():
         if config.get("driver") in FILE_DRIVERS:
             found += _left_directories(config["dir_path"], set(qubes), kept)
@@ -504,10 +505,10 @@ def _known(
     }
 
 
-def _kept(pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]) -> set[str]:
+def _kept(pools: dict[str, dict[str, str]], known: set[tuple[str, str | None]]) -> set[str]:
     """Directories of pools, files of volumes: each as it is called and as links have it."""
     paths = {config["dir_path"] for config in pools.values() if config.get("dir_path")}
-    paths |= {file for _vid, file in _known(pools, qubes) if file}
+    paths |= {file for _vid, file in known if file}
     return {form for path in paths for form in (os.path.normpath(path), os.path.realpath(path))}
 
 

@@ -837,7 +837,8 @@ def test_a_pool_within_another_is_not_left_over(dom0, qubesd, tmp_path, below):
     # nor if the list had it
     pools = dom0.world.salt["ramboot_qubesadmin.pools"]()
     item = {"what": f"{dom0.world.root}/var/lib/qubes/appvms/nested", "kind": "directory"}
-    kept = dom0.audit._kept(pools, dom0.world.salt["ramboot_qubesadmin.qubes"]())
+    qubes = dom0.world.salt["ramboot_qubesadmin.qubes"]()
+    kept = dom0.audit._kept(pools, dom0.audit._known(pools, qubes))
     with pytest.raises(CommandExecutionError, match="a pool or a qube's volume lies there"):
         dom0.audit._delete(item, pools, kept)
     assert (within / "appvms/mine/private.img").exists()
