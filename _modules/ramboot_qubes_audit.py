@@ -16,7 +16,7 @@ import shutil
 import xml.etree.ElementTree
 from typing import Any
 
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 # Salt's loader sets it
 __salt__: dict[str, Any]
@@ -25,9 +25,11 @@ __virtualname__ = "ramboot_qubes_audit"
 
 MIB = 1 << 20
 FILE_DRIVERS = ("file", "file-reflink")
+COPIES = ("zram", "tmpfs", "image")
 FOLDERS = ("appvms", "vm-templates")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
+OUT_OF_REACH = "out of reach"
 WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
@@ -54,9 +56,10 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns rows as `ramboot.audit` does: of each qube its volumes (but those that nobody writes to,
     such as the kernel), what it is, whether it is stateless and, in a RAM session, whether it was
     made in it; of each pool, the pool that new qubes go to, preloaded disposables, qubes that were
-    removed in this RAM session, what is left of qubes that are no more; last a verdict over all of
-    them. Nothing where there is no Qubes. The row of a volume has `qube`, `volume`, `pool`,
-    `device` (a file, or the pool's name for it) and `ephemeral` (bool) as well.
+    removed in this RAM session, what is left of qubes that are no more, or bears the name of one
+    that does not have it; last a verdict over all of them. Nothing where there is no Qubes. The row
+    of a volume has `qube`, `volume`, `pool`, `device` (a file, or the pool's name for it) and
+    `ephemeral` (bool) as well.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -165,10 +168,11 @@ def remove_orphans(token: str) -> list[str]:
             "nothing was deleted: what is left over is not what the token was given for; list it"
             " again with ramboot.orphans"
         )
+    kept = _kept(pools, _known(pools, __salt__["ramboot_qubesadmin.qubes"]()))
     done: list[str] = []
     for item in found:
         try:
-            _delete(item, pools, _kept(pools, __salt__["ramboot_qubesadmin.qubes"]()))
+            _delete(item, pools, kept)
         except (CommandExecutionError, OSError) as error:
             before = f"; deleted before: {', '.join(done)}" if done else ""
             raise CommandExecutionError(
@@ -189,7 +193,7 @@ def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> t
     if driver in (*FILE_DRIVERS, "linux-kernel"):
         return _where_file(config["dir_path"], mounts)
     if driver == "lvm_thin":
-        return _where_lvm(config)
+        return _where_lvm(config, mounts)
     return "unknown", f"a driver whose place ramboot does not know ({name})"
 
 
@@ -229,7 +233,7 @@ def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
     return "ram" if in_ram else "trace"
 
 
-def _where_lvm(config: dict[str, str]) -> tuple[str, str]:
+def _where_lvm(config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
     group, pool = config.get("volume_group", ""), config.get("thin_pool", "")
     # device-mapper doubles the hyphens of either name (lvm2: libdm, dm_build_dm_name)
     names = {
@@ -242,11 +246,55 @@ def _where_lvm(config: dict[str, str]) -> tuple[str, str]:
         if name in names
     }
     words = f"thin pool {group}/{pool}"
+    if not kinds and _is_detached(group, mounts):
+        return "ram", f"{words}, on the disk that was detached; {OUT_OF_REACH}"
     if not kinds:
         return "unknown", f"{words}, which is not active"
     if "sealed" in kinds and kinds <= {"ram", "sealed"}:
         return "ram", f"{words}, {SEALED}"
     return next((kind for kind in ("disk", "unknown", "ram") if kind in kinds), "unknown"), words
+
+
+def _session(mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What this boot noted of its RAM session; nothing where that can't be told."""
+    path = __salt__["ramboot_config.paths"]()["status"]
+    try:
+        with open(path, encoding="utf-8") as source:
+            noted = json.load(source)
+    except (OSError, ValueError):
+        return {}
+    # what is on a tmpfs is of this boot
+    mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(path), mounts)
+    good = isinstance(noted, dict) and mount["fstype"] == "tmpfs"
+    return noted if good and (noted.get("schema"), noted.get("session")) == (1, "ram") else {}
+
+
+def _was_left_behind(file: str, mounts: list[dict[str, Any]]) -> bool:
+    """Whether a file of a pool that shows is not there because no copy of the root has it."""
+    if _session(mounts).get("backend") not in COPIES:
+        return False
+    mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(file), mounts)
+    try:
+        return mount["target"] == "/" and __salt__["ramboot_qubes_pools.is_excluded"](file)
+    except SaltInvocationError:
+        return False
+
+
+def _is_detached(group: str, mounts: list[dict[str, Any]]) -> bool:
+    """Whether this boot closed the disk of the group before dom0 started, and nothing has shown it
+    since: no mapping, and to LVM no volume.
+    """
+    noted = _session(mounts)
+    if noted.get("disk") != "detached":
+        return False
+    root = str((noted.get("source") or {}).get("device"))
+    # another disk's group may come at any time
+    ours = re.compile(rf"{re.escape(group.replace('-', '--'))}-(?!-)")
+    if not root.startswith(f"/dev/{group}/") and not ours.match(root.removeprefix("/dev/mapper/")):
+        return False
+    if any(ours.match(name) for name in _device_mapper().values()):
+        return False
+    return all(volume["vg_name"] != group for volume in _volumes())
 
 
 def _device_mapper() -> dict[str, str]:
@@ -283,7 +331,9 @@ def _qube(
         if file and _is_there(pools[volume["pool"]]):
             # also one that is made at the start: a link or a mount above it leads elsewhere
             verdict, words = _where_file(file, mounts)
-            if _lacks_file(volume, file):
+            if _lacks_file(volume, file) and _was_left_behind(file, mounts):
+                words += f"; left behind by copy:exclude, {OUT_OF_REACH}"
+            elif _lacks_file(volume, file):
                 verdict, words = "unknown", f"{file}; its file is not there"
         words = f"pool {volume['pool']}, {words}"
         encrypted = volume["ephemeral"]
@@ -318,7 +368,10 @@ def _qube(
     preloads = __salt__["ramboot_qubesadmin.features"](holder)
     if preloads.get("preload-dispvm-max", "0") not in ("", "0"):
         told.append("its disposables are started before anybody asks")
-    told.append("stateless" if worst == "ram" else "not stateless")
+    if worst == "ram" and any(row["finding"].endswith(OUT_OF_REACH) for row in rows):
+        told.append(OUT_OF_REACH)
+    else:
+        told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]
 
 
@@ -426,7 +479,7 @@ def _left_over(
     known = _known(pools, qubes)
     found = _left_volumes(pools, {vid for vid, _file in known})
     files = {os.path.realpath(file) for _vid, file in known if file}
-    kept = _kept(pools, qubes)
+    kept = _kept(pools, known)
     for config in pools.values():
         if config.get("driver") in FILE_DRIVERS:
             found += _left_directories(config["dir_path"], set(qubes), kept)
@@ -452,10 +505,10 @@ def _known(
     }
 
 
-def _kept(pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]) -> set[str]:
+def _kept(pools: dict[str, dict[str, str]], known: set[tuple[str, str | None]]) -> set[str]:
     """Directories of pools, files of volumes: each as it is called and as links have it."""
     paths = {config["dir_path"] for config in pools.values() if config.get("dir_path")}
-    paths |= {file for _vid, file in _known(pools, qubes) if file}
+    paths |= {file for _vid, file in known if file}
     return {form for path in paths for form in (os.path.normpath(path), os.path.realpath(path))}
 
 
@@ -476,15 +529,8 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
     }
     if not ours:
         return []
-    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
-    try:
-        volumes = json.loads(done["stdout"])["report"][0]["lv"]
-    except (ValueError, KeyError, IndexError) as error:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
     found = []
-    for volume in volumes:
+    for volume in _volumes():
         match = _LV.fullmatch(volume["lv_name"])
         group = volume["vg_name"]
         if match is None or (group, volume["pool_lv"]) not in ours:
@@ -502,6 +548,17 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
             }
         )
     return found
+
+
+def _volumes() -> list[dict[str, str]]:
+    """Every logical volume that LVM sees."""
+    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
+    try:
+        return json.loads(done["stdout"])["report"][0]["lv"]
+    except (ValueError, KeyError, IndexError) as error:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
 
 
 def _left_directories(top: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:

@@ -95,6 +95,25 @@ def on_root(path: str) -> bool:
     return mount_of(os.path.realpath(path), mounts)["target"] == "/"
 
 
+def is_excluded(path: str) -> bool:
+    """
+    Whether the pillar's copy:exclude leaves a path, or all that it holds, out of a copied root.
+
+    path
+        absolute.
+
+    Raises SaltInvocationError when the pillar is wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_pools.is_excluded /var/lib/qubes/appvms/work
+    """
+    patterns = __salt__["ramboot_config.load"]()["copy"]["exclude"]
+    return any(_covers(pattern, os.path.realpath(path)) for pattern in patterns)
+
+
 def mount_of(path: str, mounts: list[dict[str, Any]]) -> dict[str, Any]:
     """
     The mount that a path lies on: of the longest target above it the last one.

@@ -538,6 +538,129 @@ def test_a_pool_on_a_mount_that_the_session_lacks_would_not_be_known(dom0, qubes
         assert (found["pool usb"], found["pool varlibqubes"]) == (verdict, "ram")
 
 
+NOTED = {
+    "schema": 1,
+    "session": "ram",
+    "backend": "zram",
+    "disk": "detached",
+    "source": {"device": "/dev/qubes_dom0/root"},
+}
+
+
+def noted_in_ram(dom0, **noted):
+    dom0.in_ram()
+    dom0.world.write("/run/ramboot/status.json", json.dumps({**NOTED, **noted}))
+    run = {"target": f"{dom0.world.root}/run", "source": "tmpfs", "fstype": "tmpfs"}
+    dom0.mounts.append(run)
+
+
+def detached(dom0, **noted):
+    """A RAM session with the disk closed: neither the pool nor a volume of its group shows."""
+    dom0.good(EXAMPLE)
+    noted_in_ram(dom0, **noted)
+    (dom0.world.root / "sys/block/dm-7/dm/name").unlink()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"session": "persistent"},
+        {"backend": "overlay"},
+        "not excluded",
+        "on a mount of its own",
+        "wrong pillar",
+        None,
+    ],
+    ids=str,
+)
+def test_what_no_copy_took_along_is_out_of_reach(dom0, qubesd, case):
+    """As README has it of a root that holds every qube."""
+    add = sys.modules["qubesadmin"].Qubes().add_new_vm
+    add("StandaloneVM", "mine", "red", pool="varlibqubes")
+    noted_in_ram(dom0, **(case if isinstance(case, dict) else {"disk": "attached"}))
+    top = dom0.world.root / "var/lib/qubes/appvms/mine"
+    exclude = str(top / "*").replace(str(dom0.world.root), "")
+    for file in top.glob("*.img"):
+        file.unlink()
+    covered = str(top.parent / "*")
+    dom0.world.pillar["ramboot"] = {"copy": {"exclude": [covered]}}
+    if case == "not excluded":
+        dom0.world.pillar["ramboot"] = {"copy": {"exclude": [exclude]}}
+    elif case == "on a mount of its own":
+        dom0.mounts.append({"target": str(top), "source": "/dev/zram3", "fstype": "ext4"})
+    elif case == "wrong pillar":
+        dom0.world.pillar["ramboot"] = {"copy": 1}
+    verdict, finding = dom0.rows()["qube mine private"]
+    if case is None:
+        assert verdict == "ram"
+        assert finding.endswith("; left behind by copy:exclude, out of reach")
+        assert dom0.rows()["qube mine"] == ("ram", "StandaloneVM, halted, out of reach")
+    else:
+        assert verdict == "unknown"
+        assert finding.endswith("; its file is not there")
+
+
+def test_with_the_disk_detached_what_is_on_it_is_out_of_reach(dom0):
+    detached(dom0)
+    # another group
+    dom0.mapper("dm-9", "qubes_dom0--old-root")
+    dom0.lv("root", vg_name="qubes_dom0-old", pool_lv="")
+    found = dom0.rows()
+    reached = "thin pool qubes_dom0/vm-pool, on the disk that was detached; out of reach"
+    assert found["qube sys-net private"] == ("ram", f"pool vm-pool, {reached}")
+    assert found["qube sys-net"] == ("ram", "AppVM, on debian-12-xfce, halted, out of reach")
+    assert found[f"qube {CLONE}"][1].endswith(", halted, stateless")
+    assert found["pool vm-pool"] == ("ram", f"lvm_thin, {reached}")
+    assert {verdict for verdict, _finding in found.values()} == {"ram"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"disk": "attached"},
+        {"session": "persistent"},
+        {"schema": 2},
+        {"source": None},
+        {"source": {"device": "/dev/sda2"}},
+        {"source": {"device": "/dev/mapper/qubes_dom0--old-root"}},
+        "a mapping",
+        "a volume",
+        "not of this boot",
+        "no note",
+        "no json",
+    ],
+    ids=str,
+)
+def test_a_disk_that_may_be_in_reach_is_not_known(dom0, case):
+    detached(dom0, **(case if isinstance(case, dict) else {}))
+    note = dom0.world.root / "run/ramboot/status.json"
+    if case == "a mapping":
+        dom0.mapper("dm-9", "qubes_dom0-swap")
+    elif case == "a volume":
+        dom0.lv("root", pool_lv="")
+    elif case == "not of this boot":
+        dom0.mounts.pop()
+    elif case == "no note":
+        note.unlink()
+    elif case == "no json":
+        note.write_text("[]")
+    found = dom0.rows()
+    assert found["qube sys-net private"] == (
+        "unknown",
+        "pool vm-pool, thin pool qubes_dom0/vm-pool, which is not active",
+    )
+    assert found["qube sys-net"][1].endswith("not stateless")
+
+
+@pytest.mark.parametrize("device", ["/dev/qubes-x/root", "/dev/mapper/qubes--x-root"])
+def test_a_group_with_a_hyphen_is_the_one_that_was_detached(dom0, qubesd, device):
+    detached(dom0, source={"device": device})
+    qubesd.pools["vm-pool"]["volume_group"] = "qubes-x"
+    assert dom0.verdicts()["pool vm-pool"] == "ram"
+    qubesd.pools["vm-pool"]["volume_group"] = "qubes"
+    assert dom0.verdicts()["pool vm-pool"] == "unknown"
+
+
 # What is left over
 
 
@@ -714,7 +837,8 @@ def test_a_pool_within_another_is_not_left_over(dom0, qubesd, tmp_path, below):
     # nor if the list had it
     pools = dom0.world.salt["ramboot_qubesadmin.pools"]()
     item = {"what": f"{dom0.world.root}/var/lib/qubes/appvms/nested", "kind": "directory"}
-    kept = dom0.audit._kept(pools, dom0.world.salt["ramboot_qubesadmin.qubes"]())
+    qubes = dom0.world.salt["ramboot_qubesadmin.qubes"]()
+    kept = dom0.audit._kept(pools, dom0.audit._known(pools, qubes))
     with pytest.raises(CommandExecutionError, match="a pool or a qube's volume lies there"):
         dom0.audit._delete(item, pools, kept)
     assert (within / "appvms/mine/private.img").exists()

@@ -27,8 +27,8 @@ STANDIN, WORLD = "srv/standin", "run/qubesd.json"
 LAID = """(
 set -eu
 mkdir -p /var/lib/qubes && cd /var/lib/qubes
-for file in vm-templates/t/root vm-templates/t/root-cow appvms/dvm/private appvms/dvm/private-cow \
-    appvms/disp1/root-cow appvms/disp1/private-cow appvms/disp1/volatile; do
+for file in vm-templates/t/root vm-templates/t/root-cow vm-templates/t/private appvms/dvm/private \
+    appvms/dvm/private-cow appvms/disp1/root-cow appvms/disp1/private-cow appvms/disp1/volatile; do
     mkdir -p "${file%/*}" && truncate -s 1G "$file.img"
 done
 loop() { losetup --find --nooverlap --show "$1.img"; }
