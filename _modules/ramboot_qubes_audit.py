@@ -631,6 +631,10 @@ def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]], kept: set[st
             # what it leads to is not ours to delete
             os.unlink(item["what"])
         else:
+            # rmtree would empty what is mounted there
+            for mount in __salt__["ramboot_preflight.root_layout"]()["mounts"]:
+                if _holds(item["what"], {mount["target"]}):
+                    raise CommandExecutionError(f"a file system is mounted at {mount['target']}")
             shutil.rmtree(item["what"])
         return
     # without --force LVM refuses one that is in use

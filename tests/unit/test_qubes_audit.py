@@ -29,6 +29,8 @@ class Dom0(Formula):
         self.devices = {"/dev/dm-1": "disk", "/dev/dm-7": "disk", "/dev/zram3": "ram"}
         world.salt["ramboot.backing"] = lambda device: self.devices.get(device, "unknown")
         world.salt["ramboot_preflight.session_fault"] = lambda: None
+        layout = world.salt["ramboot_preflight.root_layout"]
+        world.salt["ramboot_preflight.root_layout"] = lambda: {**layout(), "mounts": self.mounts}
         world.module("ramboot_audit")
         self.audit = world.module("ramboot_qubes_audit")
         self.mapper("dm-7", "qubes_dom0-vm--pool-tpool")
@@ -808,6 +810,18 @@ def test_a_deletion_that_fails_says_what_was_deleted_before(dom0, qubesd):
         "qubes_dom0/vm-gone-private can't be deleted: in use; deleted before:"
         f" {top}/appvms/gone-too, qubes_dom0/vm-a-b-root-1700000000-back"
     )
+
+
+def test_what_is_mounted_in_it_is_not_deleted(dom0, qubesd):
+    top = leave(dom0, qubesd)
+    disk = top / "appvms/gone-too/disk"
+    disk.mkdir()
+    (disk / "file").write_text("x")
+    dom0.mounts.append({"target": str(disk), "fstype": "ext4", "source": "/dev/sdb1"})
+    with pytest.raises(CommandExecutionError, match=f"a file system is mounted at {disk}$"):
+        dom0.audit.remove_orphans(dom0.audit.orphans()["token"])
+    assert (disk / "file").exists()
+    assert (top / "appvms/gone-too/private.img").exists()
 
 
 def test_a_link_is_not_followed_when_deleting(dom0, qubesd, tmp_path):
