@@ -25,10 +25,11 @@ def plan(world, monkeypatch, root, settings, image):
     for name in ("config", "qubes_pools"):
         world.module(f"ramboot_{name}")
     rooted(system, root["fstype"])
-    world.pillar["ramboot"] = {**settings, "grub": {"dom0_mem_max_mib": MAX_MIB}}
+    memory = {"dom0_mem_max_mib": MAX_MIB, "dom0_mem_scope": "all"}
+    world.pillar["ramboot"] = {**settings, "grub": memory}
     world.salt["ramboot_qubes.budget"] = lambda: {"present_bytes": 0, "pending_bytes": 0}
-    made = {"bytes": image, "made": "2001-02-03T04:05:06Z"} if image else None
-    world.salt["ramboot_image.manifest_or_none"] = lambda: made
+    made = {"bytes": image, "source_bytes": root["used"], "made": "2001-02-03T04:05:06Z"}
+    world.salt["ramboot_image.manifest_or_none"] = lambda: made if image else None
     world.salt["ramboot_image.stale"] = lambda: None
     module = world.module("ramboot")
     usage = SimpleNamespace(f_blocks=root["size"] // 4096, f_bfree=0, f_frsize=4096)
