@@ -57,6 +57,8 @@ IMAGE_PERCENT = 50
 IMAGE_EXTRA_BYTES = 16 * MIB
 # What ramboot-image.sh calls the overlay over an image.
 IMAGE_ROOT = "ramboot-image"
+# Backends in whose sessions dom0 gives no memory back (ramboot-root.sh, TMPFS_MASKS).
+OUTSIDE_BALANCING = ("tmpfs", "image", "overlay")
 # Of dom0's maximum, what is available at the prompt: the kernel's page tables and the unpacked
 # initramfs take the rest. An estimate; the boot measures.
 AT_PROMPT_PERCENT = 95
@@ -243,7 +245,9 @@ def plan() -> dict[str, dict[str, Any]]:
     qubes = __salt__["ramboot_qubes.budget"]()
     used += qubes["pending_bytes"]
     spare = (settings["memory"]["reserve_mib"] + settings["memory"]["headroom_mib"]) * MIB
-    memory = _memory(settings["grub"])
+    machine = _machine_bytes()
+    granted = _granted(settings["grub"], machine)
+    memory = {where: size * AT_PROMPT_PERCENT // 100 for where, size in granted.items()}
     chosen = settings["zram"]["algorithm"]
     algorithm = "lz4" if chosen == "auto" else chosen
     zram_root = used * ZRAM_PERCENT.get(algorithm, ZRAM_PERCENT_OTHER) // 100
@@ -289,6 +293,7 @@ def plan() -> dict[str, dict[str, Any]]:
             "says": f"{_mib(root + spare)} of RAM needed, "
             + _fits_says(settings, backend, memory, fits)
             + small
+            + _kept_says(backend, granted[place], machine)
             + _policy_says(settings["boot"]["disk"], backend)
             + (f"; {_image_says()}" if backend == "image" else ""),
         }
@@ -554,14 +559,12 @@ def _prebuilt() -> dict[str, Any] | None:
 # Plan
 
 
-def _memory(grub: dict[str, Any]) -> dict[str, int]:
-    """What there is at the start of a RAM boot: in a menu entry of ours, in the ordinary one, and
-    if this boot's memory were all.
-    """
-    now = entry = _meminfo()["MemTotal"] * AT_PROMPT_PERCENT // 100
+def _granted(grub: dict[str, Any], machine: int | None) -> dict[str, int]:
+    """What Xen gives dom0: in a menu entry of ours, in the ordinary one, and in this boot."""
+    now = entry = _meminfo()["MemTotal"]
     if grub["dom0_mem_max_mib"] != "keep":
         wanted = grub["dom0_mem_max_mib"] * MIB
-        entry = min(wanted, _machine_bytes() or wanted) * AT_PROMPT_PERCENT // 100
+        entry = min(wanted, machine or wanted)
     return {
         "entry": entry,
         "ordinary": entry if grub["dom0_mem_scope"] == "all" else now,
@@ -730,6 +733,14 @@ def _tree_bytes(top: str, apart: set[str], across: bool = False) -> int:
             continue
         total += info.st_blocks * 512
     return total
+
+
+def _kept_says(backend: str, granted: int, machine: int | None) -> str:
+    """What qubes get where dom0 takes no part in memory balancing (ramboot-root.sh, TMPFS_MASKS)."""
+    if backend not in OUTSIDE_BALANCING:
+        return ""
+    left = "" if machine is None else f" and leaves {_mib(max(0, machine - granted))} for qubes"
+    return f"; dom0 keeps {_mib(granted)} for the whole session{left}"
 
 
 def _policy_says(disk: str, backend: str) -> str:

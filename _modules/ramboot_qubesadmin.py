@@ -466,7 +466,7 @@ def clone_volume(source: str, name: str, volume: str) -> None:
     """
     with _asking(f"copying the {volume} volume of {source} to {name}"):
         app = _app()
-        _qube(app, name).volumes[volume].clone(_qube(app, source).volumes[volume])
+        _volume(app, name, volume).clone(_volume(app, source, volume))
 
 
 def set_volume(name: str, volume: str, option: str, value: Any) -> None:
@@ -492,7 +492,7 @@ def set_volume(name: str, volume: str, option: str, value: Any) -> None:
     if option not in ("rw", "ephemeral", "revisions_to_keep"):
         raise CommandExecutionError(f"{option} of a volume is nothing that can be set")
     with _asking(f"setting {option} of the {volume} volume of {name}"):
-        setattr(_qube(_app(), name).volumes[volume], option, value)
+        setattr(_volume(_app(), name, volume), option, value)
 
 
 def remove(name: str) -> None:
@@ -800,6 +800,13 @@ def _qube(app: Any, name: str) -> Any:
         return app.domains[name]
     except KeyError:
         raise CommandExecutionError(f"there is no qube {name}") from None
+
+
+def _volume(app: Any, name: str, volume: str) -> Any:
+    try:
+        return _qube(app, name).volumes[volume]
+    except KeyError:
+        raise CommandExecutionError(f"{name} has no volume {volume}") from None
 
 
 def _holder(app: Any, name: str | None) -> Any:

@@ -62,6 +62,18 @@ def test_its_version_is_the_formulas(package) -> None:
     assert version == str(formula["version"])
 
 
+def test_a_later_state_of_a_clone_is_a_newer_package(tmp_path) -> None:
+    tree = shutil.copytree(REPO / "packaging", tmp_path / "clone" / "packaging").parent
+    git = ("git", "-c", "user.name=a", "-c", "user.email=b", "-C", tree)
+    run(*git, "init", "--quiet")
+    released = []
+    for message in ("first", "second"):
+        run(*git, "commit", "--quiet", "--allow-empty", "--message", message)
+        query = ("rpmspec", "--query", "--queryformat", "%{RELEASE}", "packaging/ramboot.spec")
+        released.append(run(*query, cwd=tree))
+    assert [number[:1] for number in released] == ["1", "2"]
+
+
 def test_it_brings_what_the_image_is_built_with(package) -> None:
     needed = {line.split()[0] for line in run("rpm", "-qpR", package).splitlines()}
     assert {"squashfs-tools", "qubes-mgmt-salt", "qubes-mgmt-salt-dom0"} <= needed

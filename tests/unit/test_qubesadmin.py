@@ -209,6 +209,7 @@ def test_revisions_can_be_switched_off_for_a_volume(seam, clone):
 
 def test_another_option_of_a_volume_is_not_touched(seam, app):
     refused("nothing that can be set", seam.set_volume, app, "root", "size", 1)
+    refused("has no volume data", seam.set_volume, app, "data", "rw", False)
 
 
 def test_a_volume_is_copied_across_pools_with_its_size_and_sparsely(seam, template, clone):

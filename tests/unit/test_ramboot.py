@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 from types import SimpleNamespace
 
@@ -244,7 +245,8 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "root_bytes": tmpfs,
             "expected_bytes": used * 102 // 100,
             "algorithm": None,
-            "says": "6840 MiB of RAM needed, 9728 MiB available: fits",
+            "says": "6840 MiB of RAM needed, 9728 MiB available: fits"
+            "; dom0 keeps 10240 MiB for the whole session",
             **common,
         },
         "image": {
@@ -252,7 +254,8 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "root_bytes": used // 2 + 16 * MIB,
             "expected_bytes": used * 45 // 100,
             "algorithm": None,
-            "says": "4076 MiB of RAM needed, 9728 MiB available: fits; no image is built yet",
+            "says": "4076 MiB of RAM needed, 9728 MiB available: fits"
+            "; dom0 keeps 10240 MiB for the whole session; no image is built yet",
             **common,
         },
         "snapshot": {
@@ -268,7 +271,8 @@ def test_plan_reckons_as_the_boot_does(world, ramboot):
             "root_bytes": 0,
             "expected_bytes": 0,
             "algorithm": None,
-            "says": "1500 MiB of RAM needed, 9728 MiB available: fits",
+            "says": "1500 MiB of RAM needed, 9728 MiB available: fits"
+            "; dom0 keeps 10240 MiB for the whole session",
             **(common | {"fits_now": True, "fits_ordinary": True}),
         },
     }
@@ -308,7 +312,11 @@ def test_plan_says_when_it_does_not_fit(world, ramboot):
 def says(ramboot, world, backend="zram", **pillar):
     world.pillar["ramboot"] = pillar
     found = ramboot.plan()[backend]
-    return found["fits"], found["fits_ordinary"], found["says"].partition(" needed, ")[2]
+    return found["fits"], found["fits_ordinary"], unkept(found["says"]).partition(" needed, ")[2]
+
+
+def unkept(says):
+    return re.sub("; dom0 keeps [0-9]+ MiB for the whole session", "", says)
 
 
 def test_plan_reckons_with_the_memory_of_the_way_to_the_session(world, ramboot):
@@ -399,6 +407,12 @@ def test_plan_promises_no_more_than_the_machine_has(world, system, ramboot, has,
     found = ramboot.plan()["tmpfs"]
     assert found["available_bytes"] == available * MIB * 95 // 100
     assert ("available with all that the machine has" in found["says"]) == (available < 10240)
+    left = "" if has == "unknown" else f" and leaves {max(0, int(has) - 10240)} MiB for qubes"
+    kept = f"; dom0 keeps {available} MiB for the whole session{left}"
+    for backend, way in ramboot.plan().items():
+        # of those without a menu entry this boot's 4 GiB
+        there = kept if backend == "tmpfs" else "; dom0 keeps 4096 MiB"
+        assert (there in way["says"]) == (backend in ("tmpfs", "image", "overlay"))
 
 
 def test_plan_does_without_xen(world, system, ramboot):
@@ -1066,7 +1080,7 @@ def test_plan_reckons_with_the_image_that_there_is(world, ramboot, reason, says)
     world.salt["ramboot_image.stale"] = lambda: reason
     found = ramboot.plan()["image"]
     assert (found["root_bytes"], found["expected_bytes"]) == (716 * MIB, 700 * MIB)
-    assert found["says"].endswith(f"fits; {says}")
+    assert unkept(found["says"]).endswith(f"fits; {says}")
     # and with what the next one will have
     world.salt["ramboot_qubes.budget"] = lambda: {"present_bytes": GIB, "pending_bytes": GIB}
     more = 700 * MIB // 5

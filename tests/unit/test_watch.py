@@ -196,7 +196,7 @@ def test_a_level_is_told_once_everywhere(session, watch, capsys, percent, priori
     assert len(before) == (1 if percent > 80 else 0)
     text = line.removeprefix(f"<{priority}>")
     assert text.startswith(f"ramboot: {int(percent)} % of the store for this session is used, ")
-    assert text.endswith("Delete files, shut down qubes, or end it.")
+    assert text.endswith("Delete files, shut down qubes, or end the session.")
     assert session.did("wall")[-1] == ["wall", text]
     notified = [item for item in session.commands if "notify-send" in item[0]]
     assert len(notified) == len(before) + 1, "root's bus is nobody's desktop"
@@ -207,6 +207,15 @@ def test_a_level_is_told_once_everywhere(session, watch, capsys, percent, priori
     assert options["env"]["DBUS_SESSION_BUS_ADDRESS"] == bus
     if os.geteuid() == 0:
         assert (options["user"], options["group"], options["extra_groups"]) == (1000, 1000, ())
+
+
+@pytest.mark.parametrize(
+    ("backend", "end"), [("snapshot", "the session is lost"), ("zram", "dom0 can write no more")]
+)
+def test_what_comes_at_the_end_is_told_of_the_backend(session, capsys, backend, end):
+    session.module.Watch(backend, 600).say(session.module.Room("RAM", 9, 1), 85)
+    (line,) = told(capsys)
+    assert f"When it is full, {end}. " in line
 
 
 def test_a_level_is_told_again_only_when_it_was_well_below(session, watch, capsys):
