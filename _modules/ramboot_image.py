@@ -804,12 +804,15 @@ def _pool_bytes() -> int:
 
 @contextlib.contextmanager
 def _thin_snapshot() -> Iterator[str]:
-    """LVM freezes the file system meanwhile: the snapshot is whole."""
+    """LVM freezes the file system meanwhile: the snapshot is whole. One that a power cut leaves behind
+    is activated by no boot (lvmthin(7), activation skip): it has the root's UUID.
+    """
     volume, name = _root_volume(), _known()["snapshot"]
     with _unseen(volume["vg"], name):
         _run(
-            ["lvcreate", "--quiet", "--snapshot", "--setactivationskip", "n", "--activate", "y",
-             "--addtag", name, "--name", name, f"{volume['vg']}/{volume['lv']}"]
+            ["lvcreate", "--quiet", "--snapshot", "--setactivationskip", "y",
+             "--ignoreactivationskip", "--activate", "y", "--addtag", name, "--name", name,
+             f"{volume['vg']}/{volume['lv']}"]
         )  # fmt: skip
         with _mounted(["-o", f"ro,{_HARMLESS}", f"/dev/{volume['vg']}/{name}"], "source") as source:
             yield source

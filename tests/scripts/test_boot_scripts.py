@@ -1159,6 +1159,98 @@ def test_with_lvm_on_the_layer_only_what_is_beside_it_stays_out(
     ]
 
 
+HIDDEN_FSTAB = """\
+UUID=root / btrfs subvol=root 0 1
+UUID=boot /boot ext4 noauto 1 2
+LABEL=ESP /boot/efi vfat umask=0077 0 2
+/dev/mapper/qubes_dom0-swap none swap defaults 0 0
+UUID=in /in xfs defaults 0 2
+PARTUUID=data /data ext4 defaults 0 2
+/dev/sdb2 /own ext4 noauto 0 2
+UUID=a*b /pattern ext4 defaults 0 2
+tmpfs /tmp tmpfs size=1G 0 0
+"""
+BELOW = ["KERNEL vda3", "KERNEL vda"]
+BOOT = ["ENV{ID_FS_UUID} boot", "ENV{ID_FS_LABEL} ESP"]
+SWAP = ["SYMLINK mapper/qubes_dom0-swap"]
+NO_MORE = ["ENV{ID_FS_UUID} in", "ENV{ID_PART_ENTRY_UUID} data"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "disk", "swap", "hidden"),
+    [
+        (
+            "zram",
+            "lvm",
+            "attached",
+            "session",
+            ["ENV{DM_NAME} qubes_dom0-root", *BELOW, *BOOT, *SWAP],
+        ),
+        ("zram", "lvm", "attached", "keep", ["ENV{DM_NAME} qubes_dom0-root", *BELOW, *BOOT]),
+        ("tmpfs", "device", "attached", "off", ["KERNEL dm-0", *BELOW, *BOOT, *SWAP]),
+        (
+            "image",
+            "lvm",
+            "readonly",
+            "keep",
+            ["ENV{DM_NAME} qubes_dom0-root", "KERNEL dm-0", *BELOW, *BOOT, *SWAP, *NO_MORE],
+        ),
+        (
+            "zram",
+            "lvm",
+            "detached",
+            "session",
+            ["ENV{DM_NAME} qubes_dom0-root", *BELOW, *BOOT, *SWAP, *NO_MORE],
+        ),
+        # what lies on the layer is mounted, and has to be found by its links
+        ("snapshot", "lvm", "attached", "session", [*BELOW, *BOOT, *SWAP, NO_MORE[1]]),
+        ("snapshot", "lvm", "attached", "keep", [*BELOW, *BOOT, NO_MORE[1]]),
+        (
+            "snapshot",
+            "device",
+            "attached",
+            "session",
+            ["KERNEL dm-0", *BELOW, *BOOT, *SWAP, NO_MORE[1]],
+        ),
+    ],
+)
+def test_what_nobody_uses_of_the_disk_is_hidden(
+    shell: Shell, tmp_path: Path, backend: str, kind: str, disk: str, swap: str, hidden: list[str]
+) -> None:
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/fstab").write_text(HIDDEN_FSTAB)
+    block = tmp_path / "sys/class/block"
+    (block / "dm-0/slaves/vda3").mkdir(parents=True)
+    partition = tmp_path / "sys/devices/pci/block/vda/vda3"
+    partition.mkdir(parents=True)
+    (partition / "partition").write_text("3\n")
+    (block / "vda3").symlink_to(partition)
+    script = LAYERED + 'ST_DISK=$DISK; hidden_rules "$P/root" > "$RUN/hidden.rules" && hide_disk'
+    (tmp_path / "run/ramboot").mkdir(parents=True, exist_ok=True)
+    done = shell(script, BACKEND=backend, KIND=kind, DISK=disk, SWAP=swap, UUID="in")
+    assert (done.stdout, done.stderr) == ("", "")
+    lines = (tmp_path / "run/udev/rules.d/63-ramboot-hidden.rules").read_text().splitlines()
+    marks = [line for line in lines if line.endswith('", ENV{RAMBOOT_HIDDEN}="1"')]
+    assert [mark.partition('", ENV')[0].replace('=="', " ") for mark in marks] == hidden
+    assert lines[0] == 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"'
+    assert 'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' in lines[len(marks) :]
+
+
+@pytest.mark.parametrize(("swap", "said"), [("session", "done"), ("keep", "with swap: keep this")])
+def test_a_kernel_whose_tmpfs_can_be_swapped_takes_none_where_swap_is_kept(
+    shell: Shell, tmp_path: Path, swap: str, said: str
+) -> None:
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    function = text[text.index("\nmount_noswap() {") : text.index("\n# --- phases that the hooks")]
+    done = shell(
+        "try() { case $* in *,noswap*) reason='mount failed'; return 1 ;; esac; }\n"
+        f"CONF_swap={swap} ST_BACKEND=tmpfs\n{function}\n"
+        'mount_noswap size=1m /x && printf "done%s" "$reason" || printf "%s" "$reason"'
+    )
+    assert done.stdout.startswith(said) and (swap == "keep" or done.stdout == said)
+
+
 DISK_UNITS = {
     "data.mount": "[Mount]\nWhat=/dev/sda9\nWhere=/data\n",
     "dev-sda8.swap": "[Swap]\nWhat=/dev/sda8\n",

@@ -124,6 +124,7 @@ def test_our_side_is_the_formulas_configuration_with_the_backend():
 
 def test_a_native_copy_is_timed_as_one_in_the_vm():
     assert native.copy_seconds("layer 1\nmeasure 2\nfresh 200\ncopy 42\nprove 8\n") == 0.5
+    assert native.copy_seconds("overlay 7\ndrop 1\n") == 0.07
     with pytest.raises(KeyError, match="copy"):
         native.copy_seconds("layer 1\nmeasure 2\n")
 

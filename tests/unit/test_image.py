@@ -62,6 +62,9 @@ class Lvm:
 
     def lvcreate(self, *arguments):
         assert arguments[-1] == "qubes_dom0/root"
+        # now, and at no boot after a power cut
+        skip = arguments.index("--setactivationskip")
+        assert arguments[skip + 1 : skip + 5] == ("y", "--ignoreactivationskip", "--activate", "y")
         self.snapshots.append(arguments[arguments.index("--name") + 1])
 
     def lvremove(self, *arguments):

@@ -62,6 +62,52 @@ def assert_ram_session(dom0: Machine, backend: str, root: str, disk: str = "atta
     assert "qubes_dom0" not in mounted
     assert "/dev/vda" not in mounted
     assert "luks-" not in mounted
+    assert_disk_is_hidden(dom0)
+
+
+# Block devices that dom0 would offer to qubes, by the rules of linux-utils
+# (udev/udev-qubes-block.rules, udev-block-add-change) and those of core-admin-linux for qubes' own
+# volumes (system-config/12-qubes-ignore-lvm-devices.rules).
+OFFERED = """
+used() {
+    lsblk -dnro MOUNTPOINT "/dev/${1##*/}" | grep -q . && return
+    [ -z "$(ls "$1/holders" 2>/dev/null)" ] || return 0
+    [ -e "$1/dm/name" ] || return
+    [ "$(dmsetup info -c --noheadings -o open "$(cat "$1/dm/name")")" != 0 ]
+}
+for path in /sys/class/block/*; do
+    name=${path##*/} shown=${path##*/} busy=
+    case $name in
+        zram*) continue ;;
+        loop*) [ -d "$path/loop" ] || continue ;;
+        dm-*) shown=$(cat "$path/dm/name") ;;
+    esac
+    case $shown in snapshot-* | origin-* | qubes_dom0-vm--*) continue ;; esac
+    known=$(udevadm info --query=property --path="$path")
+    case $known in *DM_UDEV_DISABLE_DISK_RULES_FLAG=1*) continue ;; esac
+    for part in "$path" "$path/$name"*; do
+        [ ! -d "$part" ] || ! used "$part" || busy=yes
+    done
+    [ -n "$busy" ] || echo "$shown"
+done
+"""
+HIDDEN_RULES = "/run/udev/rules.d/63-ramboot-hidden.rules"
+
+
+def offered(dom0: Machine) -> set[str]:
+    """Names of the devices that dom0 would offer to qubes, but for the payload's drive."""
+    dom0.succeed(f"cat > /run/offered <<'E'\n{OFFERED}E\nudevadm settle")
+    return set(dom0.succeed("sh /run/offered").split()) - {"vdb"}
+
+
+def assert_disk_is_hidden(dom0: Machine) -> None:
+    """No part of the disk is offered to qubes, not after later events either."""
+    dom0.succeed(f"udevadm verify --no-summary {HIDDEN_RULES}")
+    assert offered(dom0) == set()
+    # as Qubes does once QubesDB runs (core-admin, linux/aux-tools/startup-misc.sh)
+    dom0.succeed("udevadm trigger --action=change --subsystem-match=block")
+    assert offered(dom0) == set()
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
 
 
 def assert_persistent(

@@ -13,6 +13,7 @@ from vm import build
 from vm.build import with_fault
 from vm.claims import (
     FAILED_UNITS,
+    assert_disk_is_hidden,
     assert_fault_ends_on_disk,
     assert_persistent,
     assert_ram_session,
@@ -42,6 +43,7 @@ def test_a_sealed_disk_refuses_every_write(applied_disk: Disk, machine: MachineM
     told = status(dom0)
     assert (told["session"], told["disk"], told["reason"]) == ("ram", "readonly", None)
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert_disk_is_hidden(dom0)
     volume, seal = "/dev/qubes_dom0/vm-work-private", "/dev/mapper/ramboot-seal"
     assert dom0.succeed("pvs --noheadings -o pv_name").split() == [seal]
     # what a qube has can be read, once LVM's own activation is through
@@ -94,6 +96,7 @@ def assert_disk_can_be_pulled(dom0: Machine) -> None:
     told = status(dom0)
     assert (told["session"], told["disk"], told["reason"]) == ("ram", "detached", None)
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert_disk_is_hidden(dom0)
     # no mapping, and with it no key, is left in the kernel
     assert dom0.succeed("dmsetup ls") == "No devices found"
     # without LUKS the disk is there still

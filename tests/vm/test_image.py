@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vm import build
-from vm.claims import FAILED_UNITS, assert_persistent, settled, status
+from vm.claims import FAILED_UNITS, assert_disk_is_hidden, assert_persistent, settled, status
 from vm.console import repeated
 from vm.disk import Disk
 from vm.machine import Machine
@@ -84,6 +84,7 @@ def test_a_root_from_an_image_runs_without_the_disk(
     assert told["reason"] is None
     assert dom0.succeed("findmnt -no FSTYPE,SOURCE /").split() == ["overlay", "ramboot-image"]
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert_disk_is_hidden(dom0)
     assert dom0.succeed("dmsetup ls") == "No devices found"
     assert dom0.succeed("swapon --show --noheadings") == ""
     dom0.fail("mountpoint -q /boot")
@@ -141,6 +142,7 @@ def test_an_image_of_btrfs_holds_all_of_its_subvolumes(
     # what the boot finds on the disk is what the image was built from
     assert told["reason"] is None
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert_disk_is_hidden(dom0)
     assert dom0.succeed("findmnt -no FSTYPE,SOURCE /").split() == ["overlay", "ramboot-image"]
     assert dom0.succeed("dmsetup ls") == "No devices found"
     assert dom0.succeed("cat /home/note /srv/nested/note") == "on its own\nnested"
@@ -215,6 +217,7 @@ def test_a_faulty_image_is_not_used_and_a_stale_one_not_in_silence(
         assert (told["session"], told["requested"], told["disk"]) == ("ram", "image", "attached")
         assert STALE in told["reason"]
         assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+        assert_disk_is_hidden(dom0)
         assert "vm-work-private" in dom0.succeed("lvs --noheadings -o lv_name qubes_dom0")
         return told["backend"]
 

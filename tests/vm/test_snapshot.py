@@ -14,6 +14,7 @@ from vm import build
 from vm.build import with_fault
 from vm.claims import (
     FAILED_UNITS,
+    assert_disk_is_hidden,
     assert_fault_ends_on_disk,
     assert_persistent,
     filled,
@@ -35,6 +36,7 @@ def assert_snapshot_session(dom0: Machine) -> None:
     assert (told["session"], told["backend"], told["disk"]) == ("ram", "snapshot", "attached")
     assert told["reason"] is None
     assert settled(dom0) == "running"
+    assert_disk_is_hidden(dom0)
     assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
     assert dom0.succeed("pvs --noheadings -o pv_name").split() == ["/dev/mapper/ramboot-layer"]
     assert dom0.succeed("swapon --show --noheadings") == ""
@@ -100,6 +102,7 @@ def test_a_root_on_btrfs_lies_on_the_layer_itself(machine: MachineMaker, root: s
     assert (told["session"], told["backend"], told["reason"]) == ("ram", "snapshot", None)
     assert told["source"]["device"] == LUKS
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert_disk_is_hidden(dom0)
     assert dom0.succeed("findmnt -vno SOURCE,FSTYPE /").split() == [LAYER, "btrfs"]
     # the disk below has the same UUID, and nothing finds it by that, btrfs itself included
     assert dom0.succeed("readlink -f $(findfs UUID=$(findmnt -no UUID /))") == dom0.succeed(

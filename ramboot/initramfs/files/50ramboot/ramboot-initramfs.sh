@@ -228,9 +228,14 @@ make_tmpfs_root() {
     prove_files
 }
 
-# mount_noswap OPTIONS DIRECTORY: a tmpfs. noswap is new in Linux 6.4.
+# mount_noswap OPTIONS DIRECTORY: a tmpfs. noswap is new in Linux 6.4; without it, no swap may be there.
 mount_noswap() {
-    try 10 mount -t tmpfs -o "$1,noswap" ramboot-root "$2" || try 10 mount -t tmpfs -o "$1" ramboot-root "$2"
+    ! try 10 mount -t tmpfs -o "$1,noswap" ramboot-root "$2" || return 0
+    [ "$CONF_swap" != keep ] || {
+        reason="with swap: keep this kernel could swap $ST_BACKEND to the disk (tmpfs has noswap since Linux 6.4)"
+        return 1
+    }
+    try 10 mount -t tmpfs -o "$1" ramboot-root "$2" && reason=
 }
 
 # --- phases that the hooks call -------------------------------------------------------------
@@ -352,7 +357,8 @@ take_back() {
         layer_down || warn "$reason"
         rescan
     fi
-    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$IMAGE_RULES"
+    rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$RUN/hidden.rules" \
+        "$IMAGE_RULES"
     # shellcheck disable=SC2086 # a list
     rm -f $LAYER_RULES
 }
@@ -436,6 +442,7 @@ pre_mount() {
         reason=$ST_NOTE
         phase end
         write_status ram
+        hide_disk
         return 0
     }
     take_back

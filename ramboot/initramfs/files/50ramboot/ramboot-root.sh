@@ -116,7 +116,7 @@ same_btrfs() {
 
 # root_prepare DIRECTORY
 root_prepare() {
-    rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && mask_disk_units "$1" && {
+    hidden_rules "$1" > "$RUN/hidden.rules" && rewrite_fstab "$1" && rewrite_crypttab "$1" && mask_units "$1" && mask_disk_units "$1" && {
         [ "$CONF_swap" = keep ] || no_swap "$1"
     } && case $ST_DISK in
         readonly) layer_lvm_config "$1" "$SEAL" ;;
@@ -179,6 +179,83 @@ rewrite_fstab() {
             $4 = $4 ",nofail" out; sub(/^,/, "", $4); $6 = 0; print; next
         }
         { print }' "$1/etc/fstab" | replace_file "$1/etc/fstab"
+}
+
+# hidden_rules DIRECTORY: of a disk that nobody uses in the session. Qubes offers each such device to
+# qubes (linux-utils, udev/udev-qubes-block.rules), udisks to dom0's file manager, writable: the disk's
+# root, swap, /boot and the ESP, or all of the disk. Both leave alone what has these two flags. Not
+# QUBES_EXPORT_BLOCK_DEVICE=0: udev-block-add-change, run for what lies below another device, would
+# heed the first flag no more. What the session mounts, or gives to LVM, has to keep its links.
+hidden_rules() {
+    local spec target type options
+    printf '%s\n' 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"' 'IMPORT{db}="RAMBOOT_HIDDEN"'
+    case $ST_BACKEND,$ROOT_KIND in
+        *,device) hidden KERNEL "$(kernel_name "$SOURCE_DISK")" ;;
+        snapshot,lvm) ;;
+        *) hidden 'ENV{DM_NAME}' "$(dm_name "$ROOT_SPEC")" ;;
+    esac
+    [ "$ST_DISK" != readonly ] || hidden KERNEL "$(kernel_name "$SOURCE_DISK")"
+    for spec in $(disks_below "$(kernel_name "$SOURCE_DISK")"); do
+        hidden KERNEL "$spec"
+    done
+    mounts_of "$1" | while read -r spec target type options; do
+        on_disk "$spec" '' || continue
+        case $type,$target,$options in
+            swap,*) [ "$CONF_swap" != keep ] || ! may_use "$spec" || continue ;;
+            *,/boot,* | *,/boot/*,* | *,/efi,*) ;;
+            # somebody else's on a disk of its own
+            *,/,* | *noauto*) continue ;;
+            *) ! may_use "$spec" || continue ;;
+        esac
+        hidden_spec "$spec"
+    done
+    # of later events only the first flag is kept by lvm2's rules; an opened LUKS device without an
+    # ID_FS_USAGE is none for systemd (99-systemd.rules)
+    printf '%s\n' 'ENV{RAMBOOT_HIDDEN}!="1", GOTO="ramboot_hidden_end"' \
+        'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' \
+        'ENV{DM_UUID}=="CRYPT-*", ENV{ID_FS_USAGE}=="", ENV{ID_FS_USAGE}="other"' \
+        'LABEL="ramboot_hidden_end"'
+}
+HIDDEN_RULES=$P/run/udev/rules.d/63-ramboot-hidden.rules
+
+# hidden KEY VALUE: one device, by a name without characters of patterns.
+hidden() {
+    case $2 in
+        '' | *[!A-Za-z0-9._:/+-]*) return 0 ;;
+    esac
+    printf '%s=="%s", ENV{RAMBOOT_HIDDEN}="1"\n' "$1" "$2"
+}
+
+# hidden_spec SPEC: as fstab has it.
+hidden_spec() {
+    case $1 in
+        UUID=*) hidden 'ENV{ID_FS_UUID}' "${1#*=}" ;;
+        LABEL=*) hidden 'ENV{ID_FS_LABEL}' "${1#*=}" ;;
+        PARTUUID=*) hidden 'ENV{ID_PART_ENTRY_UUID}' "${1#*=}" ;;
+        PARTLABEL=*) hidden 'ENV{ID_PART_ENTRY_NAME}' "${1#*=}" ;;
+        /dev/*/*) hidden SYMLINK "${1#/dev/}" ;;
+        /dev/*) hidden KERNEL "${1#/dev/}" ;;
+    esac
+}
+
+# disks_below NAME: what a block device lies on, down to the whole disk, by kernel names.
+disks_below() {
+    local path
+    for path in "$P/sys/class/block/$1/slaves/"*; do
+        [ -e "$path" ] || continue
+        printf '%s\n' "${path##*/}"
+        disks_below "${path##*/}"
+    done
+    [ -e "$P/sys/class/block/$1/partition" ] || return 0
+    path=$(readlink -f "$P/sys/class/block/$1")
+    path=${path%/*}
+    printf '%s\n' "${path##*/}"
+}
+
+# hide_disk: in the session, whose udev reads it first.
+hide_disk() {
+    mkdir -p "${HIDDEN_RULES%/*}" && mv "$RUN/hidden.rules" "$HIDDEN_RULES" \
+        || warn 'udev could not be told to hide the disk: it is offered to qubes'
 }
 
 # rewrite_crypttab: the disk is open already; a second systemd-cryptsetup would ask again.
