@@ -736,7 +736,7 @@ def _tree_bytes(top: str, apart: set[str], across: bool = False) -> int:
 
 
 def _kept_says(backend: str, granted: int, machine: int | None) -> str:
-    """What qubes get where dom0 takes no part in memory balancing (ramboot-root.sh, TMPFS_MASKS)."""
+    """What is left for qubes where dom0 gives no memory back."""
     if backend not in OUTSIDE_BALANCING:
         return ""
     left = "" if machine is None else f" and leaves {_mib(max(0, machine - granted))} for qubes"

@@ -804,8 +804,8 @@ def _pool_bytes() -> int:
 
 @contextlib.contextmanager
 def _thin_snapshot() -> Iterator[str]:
-    """LVM freezes the file system meanwhile: the snapshot is whole. One that a power cut leaves behind
-    is activated by no boot (lvmthin(7), activation skip): it has the root's UUID.
+    """LVM freezes the file system meanwhile: the snapshot is whole. One that a power cut leaves is
+    activated by no boot (lvmthin(7), activation skip), for it has the root's UUID.
     """
     volume, name = _root_volume(), _known()["snapshot"]
     with _unseen(volume["vg"], name):

@@ -21,8 +21,8 @@ from vm import build
 GIB = 1 << 30
 # GiB of content, files
 ROOTS = ((1, 50_000), (2, 50_000), (4, 50_000), (8, 50_000), (2, 10_000), (2, 200_000))
-# In this order: an overlay changes nothing, a copy removes the image from the root, and that to zram
-# changes all of it.
+# In this order: an overlay changes nothing, a copy removes the image from the root, and that to
+# zram changes all of it.
 OURS = ("overlay", "image", "tmpfs", "zram")
 GUIDES = {"guide's zram": "zram", "guide's tmpfs": "tmpfs"}
 COLUMNS = ("zram", "guide's zram", "tmpfs", "guide's tmpfs", "image", "overlay")
