@@ -1237,6 +1237,19 @@ def test_what_nobody_uses_of_the_disk_is_hidden(
     assert 'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' in lines[len(marks) :]
 
 
+@pytest.mark.parametrize("luks", [True, False])
+def test_a_detached_disk_is_hidden_by_a_name_that_stays_its_own(
+    shell: Shell, tmp_path: Path, luks: bool
+) -> None:
+    a_root(tmp_path)
+    devices(tmp_path)
+    if not luks:
+        (tmp_path / "sys/class/block/dm-0/dm/name").unlink()
+    script = LAYERED + 'ST_DISK=detached; hidden_rules "$P/root"'
+    done = shell(script, BACKEND="zram", KIND="device", SWAP="session")
+    assert ('KERNEL=="dm-0"' in done.stdout) == (not luks)
+
+
 @pytest.mark.parametrize(("swap", "said"), [("session", "done"), ("keep", "with swap: keep this")])
 def test_a_kernel_whose_tmpfs_can_be_swapped_takes_none_where_swap_is_kept(
     shell: Shell, tmp_path: Path, swap: str, said: str

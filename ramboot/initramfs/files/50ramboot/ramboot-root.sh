@@ -187,15 +187,17 @@ rewrite_fstab() {
 # QUBES_EXPORT_BLOCK_DEVICE=0: udev-block-add-change, run for what lies below another device, would
 # heed the first flag no more. What the session mounts, or gives to LVM, has to keep its links.
 hidden_rules() {
-    local spec target type options
+    local spec target type options source
+    source=$(kernel_name "$SOURCE_DISK")
     printf '%s\n' 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"' 'IMPORT{db}="RAMBOOT_HIDDEN"'
-    case $ST_BACKEND,$ROOT_KIND in
-        *,device) hidden KERNEL "$(kernel_name "$SOURCE_DISK")" ;;
-        snapshot,lvm) ;;
-        *) hidden 'ENV{DM_NAME}' "$(dm_name "$ROOT_SPEC")" ;;
+    [ "$ST_BACKEND,$ROOT_KIND" = snapshot,lvm ] || [ "$ROOT_KIND" = device ] \
+        || hidden 'ENV{DM_NAME}' "$(dm_name "$ROOT_SPEC")"
+    case $ST_DISK,$ROOT_KIND in
+        # a mapping is closed, and its number the next one's
+        detached,*) mapping_name > /dev/null || hidden KERNEL "$source" ;;
+        readonly,* | *,device) hidden KERNEL "$source" ;;
     esac
-    [ "$ST_DISK" != readonly ] || hidden KERNEL "$(kernel_name "$SOURCE_DISK")"
-    for spec in $(disks_below "$(kernel_name "$SOURCE_DISK")"); do
+    for spec in $(disks_below "$source"); do
         hidden KERNEL "$spec"
     done
     mounts_of "$1" | while read -r spec target type options; do
