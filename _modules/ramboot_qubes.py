@@ -47,9 +47,9 @@ CLONES = ("templates", "standalones")
 OWN = {"TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
 # Properties whose value is a qube (core-admin: qubes/vm/qubesvm.py, mix/net.py, remotevm.py).
 QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm", "relayvm")
-# Those that a preloaded disposable has of its template (core-admin: qubes/app.py,
-# get_qube_prop_deps).
-OF_PRELOADED = {"default_dispvm", "management_dispvm"}
+# That which a preloaded disposable has of its template, in 4.3 it alone (core-admin: qubes/app.py,
+# on_domain_pre_deleted; get_qube_prop_deps of 4.4 has more).
+OF_PRELOADED = {"default_dispvm"}
 # How long qubesd may take for an empty qube: one that was made later somebody else made.
 MAKING_S = 120
 # Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
@@ -1120,7 +1120,7 @@ def _spelt(key: str, value: str, now: str) -> str:
         return "".join(sorted({value[at : at + 7] for at in range(0, len(value), 7)}))
     if now in BOOLS:
         return next((key for key, words in BOOLS.items() if value.lower() in words), value)
-    whole = re.compile(r"-?\d+", re.ASCII)
+    whole = re.compile(r"\s*-?\d+\s*", re.ASCII)
     return str(int(value)) if whole.fullmatch(value) and whole.fullmatch(now) else value
 
 

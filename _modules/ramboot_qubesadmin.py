@@ -36,8 +36,9 @@ __virtualname__ = "ramboot_qubesadmin"
 # What a clone does not take from its source: given at creation, or not the user's to set
 # (client: qubesadmin/app.py, clone_vm).
 NOT_CLONED = {"name", "qid", "template", "label", "uuid", "installed_by_rpm"}
-# A clone that copied these would claim its source's running disposables (client: clone_vm).
-NOT_CLONED_FEATURES = "preload-dispvm"
+# A clone that copied the first would claim its source's running disposables (client: clone_vm); the
+# other qubesd alone may set (core: qubes/ext/admin.py).
+NOT_CLONED_FEATURES = ("preload-dispvm", "deferred-netvm-original")
 # Features of ours say whose state they are: they do not travel to a clone.
 OURS = "ramboot-"
 
@@ -439,7 +440,7 @@ def clone_settings(source: str, name: str) -> None:
             if not tag.startswith("created-by-"):
                 new.tags.add(tag)
         for key, value in old.features.items():
-            if not key.startswith((NOT_CLONED_FEATURES, OURS)):
+            if not key.startswith((*NOT_CLONED_FEATURES, OURS)):
                 new.features[key] = value
         # not in 4.2
         if hasattr(old, "get_notes") and old.get_notes():

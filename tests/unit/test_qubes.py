@@ -672,6 +672,20 @@ def test_preloaded_disposables_go_with_ours(formula, qubesd):
     assert formula.snapshot() == before
 
 
+def test_what_a_preloaded_disposable_has_beside_its_template_is_in_the_way(formula, qubesd):
+    """As its management_dispvm, which it takes over from its template."""
+    ours = {DVM: {"template": CLONE, "properties": {"management_dispvm": DVM}}}
+    formula.good({**EXAMPLE, "disposable_templates": ours})
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp1", "red", template=DVM)
+    qubesd.qubes["disp1"]["properties"]["management_dispvm"] = DVM
+    qubesd.run("disp1")
+    qubesd.qubes[DVM]["features"]["preload-dispvm"] = "disp1"
+    dry, answer = formula.absent(test=True), formula.absent()
+    for said in (dry["comment"], answer["comment"]):
+        assert f"{DVM} is in use by disp1 (management_dispvm)" in said
+    assert DVM in qubesd.qubes
+
+
 def test_with_the_record_lost_what_we_made_may_hold_data(formula, qubesd):
     formula.good(EXAMPLE)
     (formula.world.root / "var/lib/ramboot/qubes.json").unlink()

@@ -40,6 +40,7 @@ PROPERTIES = {
     "klass": ("str", None),
     "label": ("label", None),
     "mac": ("str", "00:16:3e:5e:6c:00"),
+    "management_dispvm": ("vm", "@management_dispvm"),
     "maxmem": ("int", 4000),
     "memory": ("int", 400),
     "name": ("str", None),
@@ -64,6 +65,7 @@ SYSTEM = {
     "default_pool_root": "pool",
     "default_pool_volatile": "pool",
     "default_template": "vm",
+    "management_dispvm": "vm",
     "updatevm": "vm",
 }
 DRIVERS = {
@@ -461,16 +463,16 @@ class _Domains:
         )
         if name in WORLD.system.values():
             raise in_use
-        # core: qubes/app.py, get_qube_prop_deps, and qubes/vm/mix/dvmtemplate.py,
+        # core: qubes/app.py, on_domain_pre_deleted, and qubes/vm/mix/dvmtemplate.py,
         # on_dvmtemplate_remove_from_disk
         preloaded = WORLD.qubes[name]["features"].get("preload-dispvm", "").split()
         for other, qube in WORLD.qubes.items():
             # a qube may name itself
-            if other not in (name, *preloaded) and name in (
-                qube["template"],
-                qube["properties"].get("netvm"),
-                qube["properties"].get("default_dispvm"),
-                qube["properties"].get("relayvm"),
+            of_the_template = () if other in preloaded else ("template", "default_dispvm")
+            named = {"template": qube["template"], **qube["properties"]}
+            if other != name and name in (
+                named.get(key)
+                for key in (*of_the_template, "netvm", "management_dispvm", "relayvm")
             ):
                 raise in_use
         if WORLD.dom0.get("default_dispvm") == name:
