@@ -85,8 +85,8 @@ for path in /sys/class/block/*; do
     case $shown in snapshot-* | origin-* | qubes_dom0-vm--*) continue ;; esac
     known=$(udevadm info --query=property --path="$path")
     case $known in *DM_UDEV_DISABLE_DISK_RULES_FLAG=1*) continue ;; esac
-    # nothing is there
-    case $known in *ID_FS_TYPE=* | *ID_PART_TABLE_TYPE=*) ;; *) continue ;; esac
+    # a partition with nothing in it
+    case $known in *ID_FS_TYPE=*) ;; *) [ ! -e "$path/partition" ] || continue ;; esac
     for part in "$path" "$path/$name"*; do
         [ ! -d "$part" ] || ! used "$part" || busy=yes
     done
