@@ -531,6 +531,8 @@ def _values(where: str, value: Any, rule: dict, known: dict, found: list[str]) -
             found.append(f"{where}: {_show(key)} is not a name of {rule['of']}")
         elif key in rule["refused"] or (rule["of"] == "features" and key.startswith("service.")):
             found.append(f"{place} can't be set here")
+        elif key in rule.get("told", ()):
+            found.append(f"{place} is told by qubesd and can't be set")
         elif isinstance(item, float) or not isinstance(item, (str, int, type(None))):
             found.append(
                 f"{place}: {_show(item)} is not allowed; allowed: text, a whole number, true, false"
