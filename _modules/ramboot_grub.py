@@ -9,6 +9,7 @@ our own inputs and the entries that are in grub.cfg, so asking costs nothing and
 # No `from __future__ import annotations`: dataclasses would look the module up in sys.modules,
 # where Salt's loader has not put it yet.
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
@@ -17,7 +18,6 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -52,7 +52,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Wish:
     """What grub.cfg is to hold; max_mib None: dom0_mem stays as it is."""
 
@@ -73,7 +73,7 @@ class _Wish:
 _NOTHING = _Wish((), None, "entries", "keep")
 
 
-@dataclass
+@dataclasses.dataclass
 class _Entry:
     """One menu entry of a grub.cfg; `above`: ids of its submenus; `numbers`: its place in each."""
 
@@ -82,8 +82,8 @@ class _Entry:
     above: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
     kernel: str | None = None
-    linux: list[str] = field(default_factory=list)
-    xen: list[str] = field(default_factory=list)
+    linux: list[str] = dataclasses.field(default_factory=list)
+    xen: list[str] = dataclasses.field(default_factory=list)
     boots_xen: bool = False
 
     @property
