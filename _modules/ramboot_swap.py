@@ -116,9 +116,9 @@ def recorded() -> dict[str, list[str]]:
 
         salt-call --local ramboot_swap.recorded
     """
-    paths, mark, record = _paths(), _mark(), _record()
+    paths, record = _paths(), _record()
     lines = _fstab_lines()
-    ours = [line[len(mark) :] for line in lines if line.startswith(mark)]
+    ours = list(_marked(lines, record).values())
     changed = [
         f"{paths['fstab']}: the line {line!r} is neither as it was nor as ramboot left it"
         for line in record["fstab"]
@@ -209,10 +209,11 @@ def switch_on() -> dict[str, list[str]]:
 
         salt-call --local ramboot_swap.switch_on
     """
-    todo, mark, record = recorded(), _mark(), _record()
+    todo, record = recorded(), _record()
     if todo["fstab"]:
-        lines = [line.removeprefix(mark) for line in _fstab_lines()]
-        _write_fstab(lines)
+        lines = _fstab_lines()
+        ours = _marked(lines, record)
+        _write_fstab([ours.get(line, line) for line in lines])
     for path in todo["units"]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -247,12 +248,30 @@ def _fstab_lines() -> list[str]:
 
 
 def _fstab_swaps() -> list[str]:
-    """The lines whose type is swap; by the field, since the device is written in many ways."""
-    return [
-        line
-        for line in _fstab_lines()
-        if not line.lstrip().startswith("#") and (line.split() + [""] * 3)[2] == "swap"
-    ]
+    return [line for line in _fstab_lines() if _is_swap(line)]
+
+
+def _is_swap(line: str) -> bool:
+    """Whether its type is swap; by the field, since the device is written in many ways."""
+    return not line.lstrip().startswith("#") and (line.split() + [""] * 3)[2] == "swap"
+
+
+def _marked(lines: list[str], record: dict[str, Any]) -> dict[str, str]:
+    """The lines that we marked, each with what it was: others may begin with the mark as well.
+
+    By the device: the user may have edited the rest. Without a record, which may be lost, by what
+    looks like one.
+    """
+    mark, lost = _mark(), not os.path.exists(_paths()["swap_record"])
+    devices = {line.split()[0] for line in record["fstab"]}
+    found = {}
+    for line in lines:
+        was = line.removeprefix(mark)
+        if was != line and _is_swap(was):
+            device = was.split()[0]
+            if device in devices or (lost and re.match(r"/|[A-Z]+=", device)):
+                found[line] = was
+    return found
 
 
 def _write_fstab(lines: list[str]) -> None:
