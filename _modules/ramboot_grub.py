@@ -165,11 +165,11 @@ def entries(path: str | None = None) -> list[dict[str, Any]]:
 
 
 def dom0_mem() -> dict[str, Any]:
-    """Return what our block in /etc/default/grub says.
+    """Return what our block in /etc/default/grub says, and what a write that was cut off left.
 
     {"verdict": `absent`, `present`, `shadowed` (a later line sets GRUB_CMDLINE_XEN_DEFAULT or reads
     another file) or `edited` (not as we write it), "max_mib": int or None,
-    "fault": why `set_dom0_mem` would refuse, or None}.
+    "fault": why `set_dom0_mem` would refuse, or None, "leftovers": temporary files beside it}.
 
     CLI Example:
 
@@ -187,7 +187,12 @@ def dom0_mem() -> dict[str, Any]:
         fault = _edited(path)
     elif b"\r\n" in text:
         fault = _crlf(path)
-    return {"verdict": block["verdict"], "max_mib": block["max_mib"], "fault": fault}
+    return {
+        "verdict": block["verdict"],
+        "max_mib": block["max_mib"],
+        "fault": fault,
+        "leftovers": __salt__["ramboot_record.leftovers"](path),
+    }
 
 
 def pending(settings: dict[str, Any] | None = None) -> dict[str, list[str]]:
@@ -460,8 +465,9 @@ def undo(path: str) -> str:
         if os.path.lexists(wrapper):
             raise CommandExecutionError(f"{path} was left as it is: {wrapper} is still there")
         _generate(path, _NOTHING)
+    # of a grub.cfg that was being generated; grub-mkconfig's own as well
+    __salt__["ramboot_record.sweep"](os.path.dirname(path))
     if os.path.isfile(path):
-        _remove_unfinished(path)
         _drop_choice(path)
     __salt__["ramboot_record.forget"](path)
     _drop_state(path)
@@ -918,7 +924,7 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
     try:
-        _remove_unfinished(path)
+        __salt__["ramboot_record.sweep"](directory)
         handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=directory)
     except OSError as error:
         raise CommandExecutionError(f"{left}: {error}") from error
@@ -945,13 +951,6 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         for leftover in (temporary, f"{temporary}.new"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leftover)
-
-
-def _remove_unfinished(path: str) -> None:
-    """What a power cut left of a grub.cfg that was being generated; grub-mkconfig's own, too."""
-    pattern = os.path.join(glob.escape(os.path.dirname(path)), f"{_TEMPORARY}*.tmp*")
-    for leftover in glob.glob(pattern):
-        os.unlink(leftover)
 
 
 # One-shot boot

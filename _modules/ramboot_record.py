@@ -190,6 +190,27 @@ def original_fault(path: str) -> str | None:
     return f"the stored original of {path} ({stored}) is missing or damaged"
 
 
+def leftovers(place: str) -> list[str]:
+    """
+    Temporary files of ours that a run which was cut off left. Changes nothing.
+
+    place
+        absolute path of a file: those beside it that were to take its place. Of a directory: all in
+        it, whatever they were to become.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.leftovers /etc/fstab
+    """
+    if os.path.isdir(place):
+        return sorted(glob.glob(os.path.join(glob.escape(place), ".ramboot-*")))
+    # as mkstemp names them
+    prefix = os.path.join(os.path.dirname(place), _prefix(place))
+    return sorted(glob.glob(glob.escape(prefix) + 8 * "[a-z0-9_]"))
+
+
 # Actions
 
 
@@ -315,7 +336,7 @@ def restore(path: str) -> dict[str, str]:
         _sync(os.path.dirname(path))
     elif done["action"] == "left" and original is not None:
         _keep_left(original)
-    _remove_leftovers(path)
+    sweep(path)
     forget(path)
     return done
 
@@ -366,7 +387,7 @@ def closable() -> bool:
     """
     if not os.path.isdir(_directory()) or entries():
         return False
-    ours = (_file(), _originals())
+    ours = (_file(), _originals(), *leftovers(_directory()))
     return any(os.path.lexists(path) for path in ours) or not os.listdir(_directory())
 
 
@@ -400,7 +421,7 @@ def close() -> dict[str, list[str]]:
             os.unlink(os.path.join(originals, name))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_file())
-    _remove_leftovers(_file())
+    sweep(top)
     for directory in (originals, os.path.join(top, "left"), top):
         if os.path.isdir(directory) and _remove_if_empty(directory):
             removed.append(directory)
@@ -450,11 +471,29 @@ def remove(path: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    _remove_leftovers(path)
+    sweep(path)
     directory = os.path.dirname(path)
     if os.path.isdir(directory):
         # other parts may keep theirs here
         _sync(os.path.dirname(directory) if _remove_if_empty(directory) else directory)
+
+
+def sweep(place: str) -> None:
+    """
+    Delete what `leftovers` names; one that can't be deleted stays, and stands in nobody's way.
+
+    place
+        as for `leftovers`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.sweep /etc/fstab
+    """
+    for path in leftovers(place):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def replace(
@@ -650,7 +689,7 @@ def _write_beside(
     check: Callable[[str], None] | None = None,
 ) -> None:
     """Write to a temporary file in the same directory, check it, put it in the place of path."""
-    _remove_leftovers(path)
+    sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=_prefix(path), dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, "wb") as target:
@@ -666,15 +705,6 @@ def _write_beside(
 
 def _prefix(path: str) -> str:
     return f".ramboot-{os.path.basename(path)}."
-
-
-def _remove_leftovers(path: str) -> None:
-    """Temporary files beside path of a run that was cut off, as mkstemp names them."""
-    prefix = glob.escape(os.path.join(os.path.dirname(path), _prefix(path)))
-    for name in glob.glob(prefix + 8 * "[a-z0-9_]"):
-        # one that can't be deleted must not stand in the way
-        with contextlib.suppress(OSError):
-            os.unlink(name)
 
 
 def _settle(temporary: str, path: str, mode: int, owner: tuple[int, int] | None) -> None:

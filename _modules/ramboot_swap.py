@@ -105,8 +105,9 @@ def recorded() -> dict[str, list[str]]:
     """Return what `switch_on` would undo.
 
     Keys: marked lines of `fstab`, masked `units`, devices that would be switched on again in
-    `active`, the path of our `record` (a list, empty without one), and in `changed` a sentence for
-    each thing that is not as ramboot left it and will stay as it is.
+    `active`, the path of our `record` (a list, empty without one), temporary files of a run that
+    was cut off in `leftovers`, and in `changed` a sentence for each thing that is not as ramboot
+    left it and will stay as it is.
 
     Raises CommandExecutionError when our record is damaged.
 
@@ -144,6 +145,11 @@ def recorded() -> dict[str, list[str]]:
         "units": units,
         "active": again,
         "record": kept_record,
+        "leftovers": [
+            path
+            for place in _written(record)
+            for path in __salt__["ramboot_record.leftovers"](place)
+        ],
         "changed": changed,
     }
 
@@ -210,6 +216,8 @@ def switch_on() -> dict[str, list[str]]:
         salt-call --local ramboot_swap.switch_on
     """
     todo, record = recorded(), _record()
+    for place in _written(record):
+        __salt__["ramboot_record.sweep"](place)
     if todo["fstab"]:
         lines = _fstab_lines()
         ours = _marked(lines, record)
@@ -275,9 +283,13 @@ def _marked(lines: list[str], record: dict[str, Any]) -> dict[str, str]:
 
 
 def _write_fstab(lines: list[str]) -> None:
+    data = "".join(lines).encode("utf-8", "surrogateescape")
+    __salt__["ramboot_record.replace"](_real_fstab(), data)
+
+
+def _real_fstab() -> str:
     # a link stays a link
-    path = os.path.realpath(_paths()["fstab"])
-    __salt__["ramboot_record.replace"](path, "".join(lines).encode("utf-8", "surrogateescape"))
+    return os.path.realpath(_paths()["fstab"])
 
 
 def _to_switch_on(lines: list[str]) -> dict[str, str]:
@@ -386,6 +398,13 @@ def _forget_record() -> None:
     with contextlib.suppress(OSError):
         os.rmdir(paths["swap_units"])
     __salt__["ramboot_record.remove"](paths["swap_record"])
+
+
+def _written(record: dict[str, Any]) -> list[str]:
+    """Where a run that was cut off may have left a temporary file."""
+    paths = _paths()
+    units = [os.path.join(paths["units_own"], unit) for unit in record["units"]]
+    return [_real_fstab(), paths["swap_units"], *units]
 
 
 # Seams

@@ -585,6 +585,16 @@ def test_a_boot_that_is_not_mounted_is_told_and_costs_no_original(machine, initr
 # undo
 
 
+def test_what_a_cut_off_first_build_left_in_boot_goes_with_the_undo(machine, initramfs):
+    left = str(machine.world.write("/boot/.ramboot-6.9.0.tmp", "half an im"))
+    step = {"kernel": None, "action": "remove", "reason": "a run that was cut off left it"}
+    assert initramfs.undo_plan() == {left: step}
+    assert os.path.exists(left)
+    assert initramfs.undo() == {left: step}
+    assert temporaries(machine) == []
+    assert initramfs.undo() == {}
+
+
 def applied(machine, initramfs):
     machine.module()
     initramfs.rebuild()

@@ -536,6 +536,23 @@ def test_images_are_restored(world, states, machine, test_mode, real):
         assert {kernel: machine.image(kernel).read_bytes() for kernel in before} == before
 
 
+def test_what_a_cut_off_first_build_left_in_boot_is_removed_and_named(
+    world, states, machine, test_mode
+):
+    before = tree(world)
+    left = str(world.write("/boot/.ramboot-6.12.0.tmp", "half an im"))
+    assert states.initramfs_restored("images") == {
+        "name": "images",
+        "result": None if test_mode else True,
+        "changes": {left: {"old": "unfinished: a run that was cut off left it", "new": "absent"}},
+        "comment": f"no initramfs to restore; {'would be ' if test_mode else ''}removed: {left}",
+    }
+    assert os.path.exists(left) is test_mode
+    if not test_mode:
+        assert tree(world) == before
+        assert states.initramfs_restored("images")["changes"] == {}
+
+
 @pytest.mark.usefixtures("test_mode")
 def test_a_machine_that_never_had_us_has_no_image_to_restore(world, states, machine):
     before = tree(world)

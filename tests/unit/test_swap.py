@@ -489,6 +489,54 @@ def test_a_marked_line_that_the_user_edited_comes_back_as_edited_and_is_named(st
     assert state.restored(NAME)["changes"] == {}
 
 
+@pytest.mark.parametrize("cut", ["fstab", "swap-units/own.swap", "system/own.swap"])
+def test_what_a_cut_in_a_write_left_goes_with_the_undo(
+    swap, state, dom0, monkeypatch, cut, test_mode
+):
+    """Before the rename, when power goes: nobody deletes the temporary file."""
+    before = tree(dom0)
+    real = os.rename
+
+    def power_goes(temporary, path):
+        if path.endswith(cut):
+            os.link(temporary, f"{temporary[:-8]}abcd_123")
+            raise KeyboardInterrupt
+        real(temporary, path)
+
+    def there_and_back():
+        swap.switch_off()
+        swap.switch_on()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", power_goes)
+        with pytest.raises(KeyboardInterrupt):
+            there_and_back()
+    left = [f"{dom0.root}{path}" for path in tree(dom0) if ".ramboot-" in path]
+    assert len(left) == 1
+    broken = tree(dom0)
+    ret = state.restored(NAME)
+    assert ret["changes"][left[0]] == {"old": "present", "new": "absent"}
+    assert tree(dom0) == (broken if test_mode else before)
+    if not test_mode:
+        assert state.restored(NAME)["changes"] == {}
+
+
+def test_a_leftover_that_cannot_be_deleted_fails_the_undo(state, dom0, monkeypatch):
+    left = str(dom0.write("/etc/.ramboot-fstab.abcd_123"))
+
+    real = os.unlink
+
+    def immutable(path, **options):
+        if path == left:
+            raise PermissionError(1, "Operation not permitted", path)
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", immutable)
+    ret = state.restored(NAME)
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert ret["comment"].startswith(f"swap is not restored: {{'{left}'")
+
+
 @pytest.mark.parametrize("step", ["_write_fstab", "_mask", "_run", "_rename"])
 def test_an_off_that_was_cut_short_can_be_undone(swap, state, dom0, monkeypatch, step):
     """Also when a second try completes it first."""
