@@ -401,7 +401,8 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
     Returns {kernel: {"image": path, "action": "rebuilt" | "kept", "reason": sentence or None}}.
 
     Raises CommandExecutionError naming kernel, failure, the end of dracut's messages and what had
-    been rebuilt before; the image of the failed kernel is untouched.
+    been rebuilt before; the image of the failed kernel is untouched. Also while another run
+    rebuilds or undoes.
 
     CLI Example:
 
@@ -413,6 +414,11 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
     fault = __salt__["ramboot_preflight.session_fault"]()
     if fault:
         raise CommandExecutionError(f"nothing was rebuilt: {fault}")
+    with _locked():
+        return _rebuild(kernel, force)
+
+
+def _rebuild(kernel: str | None, force: bool) -> dict[str, dict[str, Any]]:
     wanted, lacking = _wanted()
     if lacking:
         raise CommandExecutionError(
@@ -445,7 +451,7 @@ def undo() -> dict[str, dict[str, Any]]:
     Do what `undo_plan` says, then look whether any image still holds our module.
 
     Returns what was done, as `undo_plan`. Raises CommandExecutionError naming the images that
-    failed, after having tried each.
+    failed, after having tried each; also while another run rebuilds or undoes.
 
     CLI Example:
 
@@ -453,6 +459,11 @@ def undo() -> dict[str, dict[str, Any]]:
 
         salt-call --local ramboot_initramfs.undo
     """
+    with _locked():
+        return _undo()
+
+
+def _undo() -> dict[str, dict[str, Any]]:
     plan = undo_plan()
     failed: dict[str, str] = {}
     for image, step in plan.items():
@@ -470,6 +481,16 @@ def undo() -> dict[str, dict[str, Any]]:
             f"{'; '.join(failed.values())}; done before: {', '.join(done) or 'none'}"
         )
     return plan
+
+
+def _locked() -> contextlib.AbstractContextManager[Any]:
+    """Two runs at once would have dracut write into the file that the other has checked."""
+    path = _paths()["initramfs_lock"]
+    # made by the boot, but for the first one
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return __salt__["ramboot_record.lock"](
+        path, "another run is rebuilding the initramfs; wait until it has ended"
+    )
 
 
 def _undo_one(image: str, step: dict[str, Any]) -> None:

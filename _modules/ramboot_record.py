@@ -13,6 +13,7 @@ sealed before; content that is none of these is somebody else's work and is neve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -20,7 +21,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from salt.exceptions import CommandExecutionError
 
@@ -554,6 +555,32 @@ def settle(temporary: str, path: str, mode: str | None = None) -> None:
         _settle(temporary, path, int(mode, 8), None)
     else:
         _settle(temporary, path, *_mode_and_owner(path))
+
+
+# Runs side by side
+
+
+def lock(path: str, refusal: str) -> IO[str]:
+    """
+    Take the lock of a file, made where it is missing. For callers in Python.
+
+    path
+        absolute path in a directory that is there; nobody may delete the file while it is in use.
+    refusal
+        why not, when another holds it: one in this process as well.
+
+    Returns the open file: the lock is held until it is closed or the process ends.
+
+    Raises CommandExecutionError with `refusal`. Salt refuses a state run beside another, but no
+    function of a module beside one.
+    """
+    handle = open(path, "w", encoding="ascii")  # noqa: SIM115 -- the caller closes it
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.close()
+        raise CommandExecutionError(refusal) from error
+    return handle
 
 
 # The record on disk

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import grp
 import os
 import pwd
@@ -84,11 +85,13 @@ def real(world, test_mode):
 
 
 def tree(world):
+    """But for /run, which is in RAM."""
     return {
         str(path.relative_to(world.root)): (path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
         if path.is_file()
         else None
         for path in world.root.rglob("*")
+        if not path.is_relative_to(world.root / "run")
     }
 
 
@@ -508,6 +511,31 @@ def test_what_is_in_no_image_makes_none_stale(
         states.initramfs_current("images")
     states.__running__ = {tag: {"name": f"{world.root}{file}", "changes": change}}
     assert states.initramfs_current("images")["changes"] == {}
+
+
+@pytest.mark.parametrize("name", ["initramfs_current", "initramfs_restored"])
+def test_beside_another_run_images_are_left_and_a_dry_run_asks_nobody(
+    world, states, machine, test_mode, real, name
+):
+    machine.module()
+    if name == "initramfs_restored":
+        with real:
+            states.initramfs_current("images")
+        machine.no_module()
+    Path(world.paths["initramfs_lock"]).parent.mkdir(parents=True, exist_ok=True)
+    before = tree(world)
+    with open(world.paths["initramfs_lock"], "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        ret = getattr(states, name)("images")
+    if test_mode:
+        assert (ret["result"], len(ret["changes"])) == (None, 2)
+    else:
+        assert (ret["result"], ret["changes"], ret["comment"]) == (
+            False,
+            {},
+            "another run is rebuilding the initramfs; wait until it has ended",
+        )
+    assert tree(world) == before
 
 
 # initramfs_restored
