@@ -139,7 +139,7 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
     Returns {kernel: {"image": path, "action": "rebuilt" | "kept", "reason": sentence or None}}.
 
     Raises CommandExecutionError with the kernel, what failed and what had changed before; the old
-    image of the kernel that failed stays.
+    image of the kernel that failed stays. Also while another run rebuilds or undoes.
 
     CLI Example:
 

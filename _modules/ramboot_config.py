@@ -7,11 +7,11 @@ up in files that a shell reads at boot, so whatever is not plainly allowed is re
 
 # No `from __future__ import annotations`: dataclass would look the module up in sys.modules, where
 # Salt's loader does not put it before it has run.
+import dataclasses
 import difflib
 import fnmatch
 import ipaddress
 import re
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
@@ -48,7 +48,7 @@ _MADE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Boot:
     """What happens at boot; timeout in seconds, 0 waits for ever."""
 
@@ -59,7 +59,7 @@ class Boot:
     disk: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Zram:
     """The compressed RAM root; size in MiB or `auto`."""
 
@@ -67,21 +67,21 @@ class Zram:
     size_mib: int | str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Tmpfs:
     """The tmpfs root; size in MiB or `auto`."""
 
     size_mib: int | str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Snapshot:
     """The store that the whole machine writes into; size in MiB or `auto`."""
 
     store_mib: int | str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Image:
     """The prebuilt image: what a boot does with a stale one, when it is built anew, and how."""
 
@@ -91,7 +91,7 @@ class Image:
     block_kib: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Memory:
     """RAM in MiB that stays free of the root: for dom0 itself, and for what the session writes."""
 
@@ -99,7 +99,7 @@ class Memory:
     headroom_mib: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Copy:
     """What stays behind on the disk, and the seconds that a copy may take."""
 
@@ -107,7 +107,7 @@ class Copy:
     timeout_s: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Grub:
     """Menu entries, and dom0's maximum in MiB (or `keep`)."""
 
@@ -116,7 +116,7 @@ class Grub:
     dom0_mem_scope: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Qubes:
     """Qubes to make and to set up: by kind, then by name; each with every key that it can have.
 
@@ -138,7 +138,7 @@ class Qubes:
     remove_data: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The whole pillar. Whoever holds one need not check again."""
 
@@ -231,7 +231,7 @@ def load(pillar: dict[str, Any] | None = None) -> dict[str, Any]:
     settings, found = _parse(pillar)
     if settings is None:
         raise SaltInvocationError("\n".join(found))
-    plain = asdict(settings)
+    plain = dataclasses.asdict(settings)
     plain["copy"]["exclude"] = list(settings.copy.exclude)
     plain["grub"]["entries"] = list(settings.grub.entries)
     plain["qubes"]["remove_data"] = list(settings.qubes.remove_data)

@@ -9,6 +9,7 @@ our own inputs and the entries that are in grub.cfg, so asking costs nothing and
 # No `from __future__ import annotations`: dataclasses would look the module up in sys.modules,
 # where Salt's loader has not put it yet.
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
@@ -17,7 +18,6 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -52,7 +52,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Wish:
     """What grub.cfg is to hold; max_mib None: dom0_mem stays as it is."""
 
@@ -73,7 +73,7 @@ class _Wish:
 _NOTHING = _Wish((), None, "entries", "keep")
 
 
-@dataclass
+@dataclasses.dataclass
 class _Entry:
     """One menu entry of a grub.cfg; `above`: ids of its submenus; `numbers`: its place in each."""
 
@@ -82,8 +82,8 @@ class _Entry:
     above: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
     kernel: str | None = None
-    linux: list[str] = field(default_factory=list)
-    xen: list[str] = field(default_factory=list)
+    linux: list[str] = dataclasses.field(default_factory=list)
+    xen: list[str] = dataclasses.field(default_factory=list)
     boots_xen: bool = False
 
     @property
@@ -165,11 +165,11 @@ def entries(path: str | None = None) -> list[dict[str, Any]]:
 
 
 def dom0_mem() -> dict[str, Any]:
-    """Return what our block in /etc/default/grub says.
+    """Return what our block in /etc/default/grub says, and what a write that was cut off left.
 
     {"verdict": `absent`, `present`, `shadowed` (a later line sets GRUB_CMDLINE_XEN_DEFAULT or reads
     another file) or `edited` (not as we write it), "max_mib": int or None,
-    "fault": why `set_dom0_mem` would refuse, or None}.
+    "fault": why `set_dom0_mem` would refuse, or None, "leftovers": temporary files beside it}.
 
     CLI Example:
 
@@ -187,7 +187,12 @@ def dom0_mem() -> dict[str, Any]:
         fault = _edited(path)
     elif b"\r\n" in text:
         fault = _crlf(path)
-    return {"verdict": block["verdict"], "max_mib": block["max_mib"], "fault": fault}
+    return {
+        "verdict": block["verdict"],
+        "max_mib": block["max_mib"],
+        "fault": fault,
+        "leftovers": __salt__["ramboot_record.leftovers"](path),
+    }
 
 
 def pending(settings: dict[str, Any] | None = None) -> dict[str, list[str]]:
@@ -460,8 +465,9 @@ def undo(path: str) -> str:
         if os.path.lexists(wrapper):
             raise CommandExecutionError(f"{path} was left as it is: {wrapper} is still there")
         _generate(path, _NOTHING)
+    # of a grub.cfg that was being generated; grub-mkconfig's own as well
+    __salt__["ramboot_record.sweep"](os.path.dirname(path))
     if os.path.isfile(path):
-        _remove_unfinished(path)
         _drop_choice(path)
     __salt__["ramboot_record.forget"](path)
     _drop_state(path)
@@ -918,7 +924,7 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
     left = f"{path} was left as it is"
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
     try:
-        _remove_unfinished(path)
+        __salt__["ramboot_record.sweep"](directory)
         handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=directory)
     except OSError as error:
         raise CommandExecutionError(f"{left}: {error}") from error
@@ -945,13 +951,6 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         for leftover in (temporary, f"{temporary}.new"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leftover)
-
-
-def _remove_unfinished(path: str) -> None:
-    """What a power cut left of a grub.cfg that was being generated; grub-mkconfig's own, too."""
-    pattern = os.path.join(glob.escape(os.path.dirname(path)), f"{_TEMPORARY}*.tmp*")
-    for leftover in glob.glob(pattern):
-        os.unlink(leftover)
 
 
 # One-shot boot

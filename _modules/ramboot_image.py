@@ -12,7 +12,6 @@ What makes it stale is said by ramboot-state.sh, which the boot runs too.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import itertools
@@ -726,15 +725,10 @@ def _left(directory: str) -> list[str]:
     return [os.path.join(directory, name) for name in names if name not in kept]
 
 
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    path = os.path.join(directory, "lock")
-    with open(path, "w", encoding="ascii") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CommandExecutionError("an image is being built by another process") from error
-        yield
+def _locked(directory: str) -> contextlib.AbstractContextManager[Any]:
+    return __salt__["ramboot_record.lock"](
+        os.path.join(directory, "lock"), "an image is being built by another process"
+    )
 
 
 # The snapshot

@@ -92,7 +92,7 @@ Expected = tuple[str | None, str | None]
 UNKNOWN: Expected = (None, None)
 
 # what `undo` does that changes an image
-CHANGING = ("restore", "delete", "rebuild")
+CHANGING = ("restore", "delete", "rebuild", "remove")
 
 # the rendered configuration's path in an image
 CONF_INSIDE = "etc/ramboot/ramboot.conf"
@@ -281,15 +281,16 @@ def look_inside(image: str, kernel: str) -> dict[str, Any]:
         }
 
 
-def undo_plan() -> dict[str, dict[str, str]]:
+def undo_plan() -> dict[str, dict[str, Any]]:
     """
-    What has to be done to each image so that nothing of ours is in it. Changes nothing.
+    What has to be done to each image so that nothing of ours is in it, and to each unfinished one
+    that a run which was cut off left. Changes nothing.
 
     Returns {image: {"kernel", "action": "restore" (the original's bytes) | "delete" (there was no
     image before) | "rebuild" (made or replaced since, with our module in it; or the original is
     lost) | "leave" (somebody replaced it, without our module; or it can't be read) | "forget" (its
-    kernel is gone), "reason": sentence, one that names the image if it is left}}. Images that were
-    never ours are not listed.
+    kernel is gone) | "remove" (unfinished; "kernel" is None), "reason": sentence, one that names
+    the image if it is left}}. Images that were never ours are not listed.
 
     Raises CommandExecutionError when /boot has no kernel though there are modules or images.
 
@@ -302,7 +303,11 @@ def undo_plan() -> dict[str, dict[str, str]]:
     _check_boot()
     recorded = _recorded()
     images = {_image(kernel): kernel for kernel in _kernels()}
-    plan = {}
+    # first: a build needs the room
+    plan: dict[str, dict[str, Any]] = {
+        path: {"kernel": None, "action": "remove", "reason": "a run that was cut off left it"}
+        for path in _leftovers()
+    }
     action: tuple[str, str] | None
     for image in sorted({*recorded, *images}):
         kernel = images.get(image) or str(_kernel_of(image))
@@ -396,7 +401,8 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
     Returns {kernel: {"image": path, "action": "rebuilt" | "kept", "reason": sentence or None}}.
 
     Raises CommandExecutionError naming kernel, failure, the end of dracut's messages and what had
-    been rebuilt before; the image of the failed kernel is untouched.
+    been rebuilt before; the image of the failed kernel is untouched. Also while another run
+    rebuilds or undoes.
 
     CLI Example:
 
@@ -408,6 +414,11 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
     fault = __salt__["ramboot_preflight.session_fault"]()
     if fault:
         raise CommandExecutionError(f"nothing was rebuilt: {fault}")
+    with _locked():
+        return _rebuild(kernel, force)
+
+
+def _rebuild(kernel: str | None, force: bool) -> dict[str, dict[str, Any]]:
     wanted, lacking = _wanted()
     if lacking:
         raise CommandExecutionError(
@@ -420,7 +431,7 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
         raise CommandExecutionError(
             f"nothing was rebuilt: there is no kernel {kernel!r}; installed: {known}"
         )
-    _remove_leftovers()
+    __salt__["ramboot_record.sweep"](_paths()["boot"])
     _forget_gone_kernels()
     done: dict[str, dict[str, Any]] = {}
     for name in installed if kernel is None else [kernel]:
@@ -435,12 +446,12 @@ def rebuild(kernel: str | None = None, force: bool = False) -> dict[str, dict[st
     return done
 
 
-def undo() -> dict[str, dict[str, str]]:
+def undo() -> dict[str, dict[str, Any]]:
     """
     Do what `undo_plan` says, then look whether any image still holds our module.
 
     Returns what was done, as `undo_plan`. Raises CommandExecutionError naming the images that
-    failed, after having tried each.
+    failed, after having tried each; also while another run rebuilds or undoes.
 
     CLI Example:
 
@@ -448,14 +459,17 @@ def undo() -> dict[str, dict[str, str]]:
 
         salt-call --local ramboot_initramfs.undo
     """
+    with _locked():
+        return _undo()
+
+
+def _undo() -> dict[str, dict[str, Any]]:
     plan = undo_plan()
     failed: dict[str, str] = {}
-    if plan:
-        _remove_leftovers()
     for image, step in plan.items():
         try:
             _undo_one(image, step)
-        except CommandExecutionError as error:
+        except (CommandExecutionError, OSError) as error:
             failed[image] = str(error)
     if failed:
         done = [
@@ -469,7 +483,20 @@ def undo() -> dict[str, dict[str, str]]:
     return plan
 
 
-def _undo_one(image: str, step: dict[str, str]) -> None:
+def _locked() -> contextlib.AbstractContextManager[Any]:
+    """Two runs at once would have dracut write into the file that the other has checked."""
+    path = _paths()["initramfs_lock"]
+    # made by the boot, but for the first one
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return __salt__["ramboot_record.lock"](
+        path, "another run is rebuilding the initramfs; wait until it has ended"
+    )
+
+
+def _undo_one(image: str, step: dict[str, Any]) -> None:
+    if step["action"] == "remove":
+        os.unlink(image)
+        return
     if step["action"] == "rebuild":
         _build(step["kernel"], image, None)
     # one that is left: its original moves to where the reason says
@@ -770,14 +797,9 @@ def _free_bytes(directory: str) -> int:
     return found.f_bavail * found.f_frsize + left
 
 
-def _remove_leftovers() -> None:
-    """Unfinished images of a run that was killed or cut off."""
-    for name in _leftovers():
-        os.unlink(name)
-
-
 def _leftovers() -> list[str]:
-    return glob.glob(os.path.join(glob.escape(_paths()["boot"]), ".ramboot-*"))
+    """Unfinished images of a run that was killed or cut off, also of kernels that are gone."""
+    return __salt__["ramboot_record.leftovers"](_paths()["boot"])
 
 
 def _forget_gone_kernels() -> None:

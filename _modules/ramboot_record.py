@@ -13,6 +13,7 @@ sealed before; content that is none of these is somebody else's work and is neve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -20,7 +21,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from salt.exceptions import CommandExecutionError
 
@@ -190,6 +191,27 @@ def original_fault(path: str) -> str | None:
     return f"the stored original of {path} ({stored}) is missing or damaged"
 
 
+def leftovers(place: str) -> list[str]:
+    """
+    Temporary files of ours that a run which was cut off left. Changes nothing.
+
+    place
+        absolute path of a file: those beside it that were to take its place. Of a directory: all in
+        it, whatever they were to become.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.leftovers /etc/fstab
+    """
+    if os.path.isdir(place):
+        return sorted(glob.glob(os.path.join(glob.escape(place), ".ramboot-*")))
+    # as mkstemp names them
+    prefix = os.path.join(os.path.dirname(place), _prefix(place))
+    return sorted(glob.glob(glob.escape(prefix) + 8 * "[a-z0-9_]"))
+
+
 # Actions
 
 
@@ -315,7 +337,7 @@ def restore(path: str) -> dict[str, str]:
         _sync(os.path.dirname(path))
     elif done["action"] == "left" and original is not None:
         _keep_left(original)
-    _remove_leftovers(path)
+    sweep(path)
     forget(path)
     return done
 
@@ -366,7 +388,7 @@ def closable() -> bool:
     """
     if not os.path.isdir(_directory()) or entries():
         return False
-    ours = (_file(), _originals())
+    ours = (_file(), _originals(), *leftovers(_directory()))
     return any(os.path.lexists(path) for path in ours) or not os.listdir(_directory())
 
 
@@ -400,7 +422,7 @@ def close() -> dict[str, list[str]]:
             os.unlink(os.path.join(originals, name))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_file())
-    _remove_leftovers(_file())
+    sweep(top)
     for directory in (originals, os.path.join(top, "left"), top):
         if os.path.isdir(directory) and _remove_if_empty(directory):
             removed.append(directory)
@@ -450,11 +472,29 @@ def remove(path: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    _remove_leftovers(path)
+    sweep(path)
     directory = os.path.dirname(path)
     if os.path.isdir(directory):
         # other parts may keep theirs here
         _sync(os.path.dirname(directory) if _remove_if_empty(directory) else directory)
+
+
+def sweep(place: str) -> None:
+    """
+    Delete what `leftovers` names; one that can't be deleted stays, and stands in nobody's way.
+
+    place
+        as for `leftovers`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.sweep /etc/fstab
+    """
+    for path in leftovers(place):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def replace(
@@ -515,6 +555,32 @@ def settle(temporary: str, path: str, mode: str | None = None) -> None:
         _settle(temporary, path, int(mode, 8), None)
     else:
         _settle(temporary, path, *_mode_and_owner(path))
+
+
+# Runs side by side
+
+
+def lock(path: str, refusal: str) -> IO[str]:
+    """
+    Take the lock of a file, made where it is missing. For callers in Python.
+
+    path
+        absolute path in a directory that is there; nobody may delete the file while it is in use.
+    refusal
+        why not, when another holds it: one in this process as well.
+
+    Returns the open file: the lock is held until it is closed or the process ends.
+
+    Raises CommandExecutionError with `refusal`. Salt refuses a state run beside another, but no
+    function of a module beside one.
+    """
+    handle = open(path, "w", encoding="ascii")  # noqa: SIM115 -- the caller closes it
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.close()
+        raise CommandExecutionError(refusal) from error
+    return handle
 
 
 # The record on disk
@@ -650,7 +716,7 @@ def _write_beside(
     check: Callable[[str], None] | None = None,
 ) -> None:
     """Write to a temporary file in the same directory, check it, put it in the place of path."""
-    _remove_leftovers(path)
+    sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=_prefix(path), dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, "wb") as target:
@@ -666,15 +732,6 @@ def _write_beside(
 
 def _prefix(path: str) -> str:
     return f".ramboot-{os.path.basename(path)}."
-
-
-def _remove_leftovers(path: str) -> None:
-    """Temporary files beside path of a run that was cut off, as mkstemp names them."""
-    prefix = glob.escape(os.path.join(os.path.dirname(path), _prefix(path)))
-    for name in glob.glob(prefix + 8 * "[a-z0-9_]"):
-        # one that can't be deleted must not stand in the way
-        with contextlib.suppress(OSError):
-            os.unlink(name)
 
 
 def _settle(temporary: str, path: str, mode: int, owner: tuple[int, int] | None) -> None:

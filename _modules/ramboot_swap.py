@@ -105,8 +105,9 @@ def recorded() -> dict[str, list[str]]:
     """Return what `switch_on` would undo.
 
     Keys: marked lines of `fstab`, masked `units`, devices that would be switched on again in
-    `active`, the path of our `record` (a list, empty without one), and in `changed` a sentence for
-    each thing that is not as ramboot left it and will stay as it is.
+    `active`, the path of our `record` (a list, empty without one), temporary files of a run that
+    was cut off in `leftovers`, and in `changed` a sentence for each thing that is not as ramboot
+    left it and will stay as it is.
 
     Raises CommandExecutionError when our record is damaged.
 
@@ -116,9 +117,9 @@ def recorded() -> dict[str, list[str]]:
 
         salt-call --local ramboot_swap.recorded
     """
-    paths, mark, record = _paths(), _mark(), _record()
+    paths, record = _paths(), _record()
     lines = _fstab_lines()
-    ours = [line[len(mark) :] for line in lines if line.startswith(mark)]
+    ours = list(_marked(lines, record).values())
     changed = [
         f"{paths['fstab']}: the line {line!r} is neither as it was nor as ramboot left it"
         for line in record["fstab"]
@@ -144,6 +145,11 @@ def recorded() -> dict[str, list[str]]:
         "units": units,
         "active": again,
         "record": kept_record,
+        "leftovers": [
+            path
+            for place in _written(record)
+            for path in __salt__["ramboot_record.leftovers"](place)
+        ],
         "changed": changed,
     }
 
@@ -209,10 +215,13 @@ def switch_on() -> dict[str, list[str]]:
 
         salt-call --local ramboot_swap.switch_on
     """
-    todo, mark, record = recorded(), _mark(), _record()
+    todo, record = recorded(), _record()
+    for place in _written(record):
+        __salt__["ramboot_record.sweep"](place)
     if todo["fstab"]:
-        lines = [line.removeprefix(mark) for line in _fstab_lines()]
-        _write_fstab(lines)
+        lines = _fstab_lines()
+        ours = _marked(lines, record)
+        _write_fstab([ours.get(line, line) for line in lines])
     for path in todo["units"]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -247,18 +256,40 @@ def _fstab_lines() -> list[str]:
 
 
 def _fstab_swaps() -> list[str]:
-    """The lines whose type is swap; by the field, since the device is written in many ways."""
-    return [
-        line
-        for line in _fstab_lines()
-        if not line.lstrip().startswith("#") and (line.split() + [""] * 3)[2] == "swap"
-    ]
+    return [line for line in _fstab_lines() if _is_swap(line)]
+
+
+def _is_swap(line: str) -> bool:
+    """Whether its type is swap; by the field, since the device is written in many ways."""
+    return not line.lstrip().startswith("#") and (line.split() + [""] * 3)[2] == "swap"
+
+
+def _marked(lines: list[str], record: dict[str, Any]) -> dict[str, str]:
+    """The lines that we marked, each with what it was: others may begin with the mark as well.
+
+    By the device: the user may have edited the rest. Without a record, which may be lost, by what
+    looks like one.
+    """
+    mark, lost = _mark(), not os.path.exists(_paths()["swap_record"])
+    devices = {line.split()[0] for line in record["fstab"]}
+    found = {}
+    for line in lines:
+        was = line.removeprefix(mark)
+        if was != line and _is_swap(was):
+            device = was.split()[0]
+            if device in devices or (lost and re.match(r"/|[A-Z]+=", device)):
+                found[line] = was
+    return found
 
 
 def _write_fstab(lines: list[str]) -> None:
+    data = "".join(lines).encode("utf-8", "surrogateescape")
+    __salt__["ramboot_record.replace"](_real_fstab(), data)
+
+
+def _real_fstab() -> str:
     # a link stays a link
-    path = os.path.realpath(_paths()["fstab"])
-    __salt__["ramboot_record.replace"](path, "".join(lines).encode("utf-8", "surrogateescape"))
+    return os.path.realpath(_paths()["fstab"])
 
 
 def _to_switch_on(lines: list[str]) -> dict[str, str]:
@@ -367,6 +398,13 @@ def _forget_record() -> None:
     with contextlib.suppress(OSError):
         os.rmdir(paths["swap_units"])
     __salt__["ramboot_record.remove"](paths["swap_record"])
+
+
+def _written(record: dict[str, Any]) -> list[str]:
+    """Where a run that was cut off may have left a temporary file."""
+    paths = _paths()
+    units = [os.path.join(paths["units_own"], unit) for unit in record["units"]]
+    return [_real_fstab(), paths["swap_units"], *units]
 
 
 # Seams

@@ -223,12 +223,9 @@ def initramfs_restored(name: str) -> dict[str, Any]:
     try:
         plan = __salt__["ramboot_initramfs.undo_plan"]()
         changes = _to_restore(plan)
-        left = "".join(f"; {step['reason']}" for step in plan.values() if step["action"] == "leave")
-        listed = ", ".join(changes)
+        told = _told(plan, changes)
         if __opts__["test"]:
-            ret["changes"] = changes
-            told = f"would be restored: {listed}" if changes else "no initramfs to restore"
-            return _would(ret, told + left)
+            return _would({**ret, "changes": changes}, told)
         __salt__["ramboot_initramfs.undo"]()
         still = _to_restore(__salt__["ramboot_initramfs.undo_plan"]())
         if still:
@@ -238,7 +235,7 @@ def initramfs_restored(name: str) -> dict[str, Any]:
     except (CommandExecutionError, OSError) as error:
         return _failed(ret, error, _restored(changes))
     ret["changes"] = changes
-    return _done(ret, (f"restored: {listed}" if changes else "no initramfs to restore") + left)
+    return _done(ret, told)
 
 
 def record_closed(name: str) -> dict[str, Any]:
@@ -408,18 +405,32 @@ def _rebuilt(stale: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _to_restore(plan: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _to_restore(plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What undoing the plan changes."""
     says = {
         "restore": "the original",
         "delete": "no image, as before",
         "rebuild": "rebuilt without ramboot",
+        "remove": "absent",
     }
     return {
-        image: {"old": f"with ramboot: {step['reason']}", "new": says[step["action"]]}
+        image: {
+            "old": f"{'unfinished' if action == 'remove' else 'with ramboot'}: {step['reason']}",
+            "new": says[action],
+        }
         for image, step in plan.items()
-        if step["action"] in says
+        if (action := step["action"]) in says
     }
+
+
+def _told(plan: dict[str, dict[str, Any]], changes: dict[str, Any]) -> str:
+    would = "would be " if __opts__["test"] else ""
+    removed = [path for path in changes if plan[path]["action"] == "remove"]
+    restored = ", ".join(path for path in changes if path not in removed)
+    parts = [f"{would}restored: {restored}" if restored else "no initramfs to restore"]
+    parts += [f"{would}removed: {path}" for path in removed]
+    parts += [step["reason"] for step in plan.values() if step["action"] == "leave"]
+    return "; ".join(parts)
 
 
 def _restored(changes: dict[str, Any]) -> dict[str, Any]:

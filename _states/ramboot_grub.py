@@ -6,6 +6,8 @@ Each function reads, compares, fills `changes`, stops for `test=True`, acts, rea
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -15,6 +17,8 @@ __salt__: dict[str, Any]
 __opts__: dict[str, Any]
 
 __virtualname__ = "ramboot_grub"
+
+_NONE = "no grub.cfg to restore"
 
 
 def __virtual__() -> str:
@@ -51,24 +55,32 @@ def dom0_mem_all(name: str, max_mib: int) -> dict[str, Any]:
 def dom0_mem_restored(name: str) -> dict[str, Any]:
     """Take our block out of /etc/default/grub; one that was edited by hand stays and is named.
 
+    Temporary files beside it, of a run that was cut off, go as well.
+
     name
         /etc/default/grub.
     """
+    changes: dict[str, Any] = {}
+    test = __opts__["test"]
     try:
         now = __salt__["ramboot_grub.dom0_mem"]()
+        told = [f"{'would be ' if test else ''}removed: {path}" for path in now["leftovers"]]
+        for path in now["leftovers"]:
+            if not test:
+                os.unlink(path)
+            changes[path] = {"old": "present", "new": "absent"}
         if now["verdict"] == "absent":
-            return _result(name, True, {}, f"{name} has nothing of ramboot")
-        if now["verdict"] == "edited":
-            return _result(name, True, {}, now["fault"])
-        changes = {name: {"old": _token(now), "new": None}}
-        if __opts__["test"]:
-            return _result(name, None, changes, f"{_token(now)} would be taken out of {name}")
-        __salt__["ramboot_grub.unset_dom0_mem"]()
-        if __salt__["ramboot_grub.dom0_mem"]()["verdict"] != "absent":
-            raise CommandExecutionError(f"{_token(now)} was taken out of {name} and is still there")
+            told.append(f"{name} has nothing of ramboot")
+        elif now["verdict"] == "edited":
+            told.append(now["fault"])
+        else:
+            told.append(f"{_token(now)} {'would be' if test else 'has been'} taken out of {name}")
+            if not test:
+                _unset(name, now)
+            changes[name] = {"old": _token(now), "new": None}
     except (CommandExecutionError, OSError) as error:
-        return _result(name, False, {}, str(error))
-    return _result(name, True, changes, f"{_token(now)} has been taken out of {name}")
+        return _result(name, False, changes, str(error))
+    return _result(name, None if test and changes else True, changes, "; ".join(told))
 
 
 def config_current(name: str) -> dict[str, Any]:
@@ -121,21 +133,43 @@ def config_restored(name: str) -> dict[str, Any]:
         todo = {path: says[action] for path, action in actions.items() if action in says}
         before = {path: __salt__["ramboot_grub.describe"](path) for path in todo}
         planned = {path: {"old": before[path], "new": new} for path, new in todo.items()}
+        unfinished = _unfinished(actions)
         if __opts__["test"]:
-            told = f"would be restored: {', '.join(todo)}" if todo else "no grub.cfg to restore"
-            return _result(name, None if todo else True, planned, told)
+            told = _told(todo, unfinished, "would be ")
+            return _result(name, None if told else True, {**planned, **unfinished}, told or _NONE)
         for path in actions:
             done = __salt__["ramboot_grub.undo"](path)
             if done in says:
                 changes[path] = {"old": before.get(path), "new": says[done]}
         again = __salt__["ramboot_grub.undo_actions"]()
         left = [path for path, action in again.items() if action in says]
+        left += _unfinished(again)
         if left:
             raise CommandExecutionError(f"restored without an error and still ours: {left}")
     except (CommandExecutionError, OSError) as error:
         return _result(name, False, changes, str(error))
-    told = f"restored: {', '.join(changes)}" if changes else "no grub.cfg to restore"
-    return _result(name, True, changes, told)
+    told = _told(changes, unfinished)
+    return _result(name, True, {**changes, **unfinished}, told or _NONE)
+
+
+def _unset(name: str, now: dict[str, Any]) -> None:
+    __salt__["ramboot_grub.unset_dom0_mem"]()
+    if __salt__["ramboot_grub.dom0_mem"]()["verdict"] != "absent":
+        raise CommandExecutionError(f"{_token(now)} was taken out of {name} and is still there")
+
+
+def _unfinished(paths: Iterable[str]) -> dict[str, Any]:
+    """What runs that were cut off left beside each grub.cfg, as changes."""
+    return {
+        leftover: {"old": "present", "new": "absent"}
+        for path in paths
+        for leftover in __salt__["ramboot_record.leftovers"](os.path.dirname(path))
+    }
+
+
+def _told(restored: dict[str, Any], removed: dict[str, Any], would: str = "") -> str:
+    parts = [f"{would}restored: {', '.join(restored)}"] if restored else []
+    return "; ".join([*parts, *(f"{would}removed: {path}" for path in removed)])
 
 
 def _withdrawn() -> str:

@@ -55,7 +55,9 @@ def restored(name: str) -> dict[str, Any]:
         after = __salt__["ramboot_swap.recorded"]()
     except (CommandExecutionError, OSError) as err:
         return _result(name, False, _done("recorded", changes, off=False), str(err))
-    left = _changes({key: after[key] for key in ("fstab", "units", "record")}, off=False)
+    left = _changes(
+        {key: after[key] for key in ("fstab", "units", "record", "leftovers")}, off=False
+    )
     if left:
         return _result(name, False, _without(changes, left), f"swap is not restored: {left}")
     changes = _changes(done, off=False)
@@ -74,7 +76,7 @@ def _changes(todo: dict[str, list[str]], off: bool) -> dict[str, dict[str, str]]
         found[path] = _pair("not masked", "masked", off)
     for device in todo.get("active", []):
         found[device] = _pair("on", "off", off)
-    for path in todo.get("record", []):
+    for path in todo.get("record", []) + todo.get("leftovers", []):
         found[path] = {"old": "present", "new": "absent"}
     return found
 

@@ -317,6 +317,22 @@ def test_state_dom0_mem_restored(world, test_mode):
     assert machine.read(name) == (DEFAULT + BLOCK if test_mode else DEFAULT)
 
 
+@pytest.mark.parametrize("verdict", ["absent", "present", "edited"])
+def test_what_a_cut_in_a_write_of_default_grub_left_goes(world, test_mode, verdict):
+    machine, name = Machine(world), "/etc/default/grub"
+    block = {"absent": "", "present": BLOCK, "edited": BLOCK.replace("10240M", "10240M loglvl=all")}
+    machine.world.write(name, DEFAULT + block[verdict])
+    left = str(machine.world.write("/etc/default/.ramboot-grub.abcd_123", "half"))
+    ret = machine.state.dom0_mem_restored(name)
+    assert ret["result"] is (None if test_mode else True)
+    assert ret["changes"][left] == {"old": "present", "new": "absent"}
+    assert set(ret["changes"]) == ({left, name} if verdict == "present" else {left})
+    assert ("left alone" in ret["comment"]) is (verdict == "edited")
+    assert os.path.exists(left) is test_mode
+    if not test_mode:
+        assert machine.state.dom0_mem_restored(name)["changes"] == {}
+
+
 # Which grub.cfg
 
 
@@ -974,6 +990,19 @@ def test_dom0_mem_for_all_leaves_grub_cfg_too(machine):
     machine.module.unset_dom0_mem()
     assert machine.state.config_restored("grub.cfg")["result"] is True
     assert "dom0_mem=max:10240M" not in machine.read(CFG)
+
+
+@pytest.mark.parametrize("leftover", [".ramboot-grub.x1_z.tmp", ".ramboot-grub.x1_z.tmp.new"])
+def test_what_a_power_cut_left_of_the_first_grub_mkconfig_is_named(world, test_mode, leftover):
+    machine = Machine(world)
+    left = str(machine.world.write(f"/boot/grub2/{leftover}", "half"))
+    assert machine.state.config_restored("grub.cfg") == {
+        "name": "grub.cfg",
+        "result": None if test_mode else True,
+        "changes": {left: {"old": "present", "new": "absent"}},
+        "comment": f"{'would be ' if test_mode else ''}removed: {left}",
+    }
+    assert os.path.exists(left) is test_mode
 
 
 @pytest.mark.parametrize("leftover", [".ramboot-grub.x1_z.tmp", ".ramboot-grub.x1_z.tmp.new"])

@@ -471,6 +471,42 @@ def test_the_old_image_is_in_place_until_the_new_one_is_synced(machine, initramf
     assert ours[:3] == [("fsync", new), ("rename", new), ("fsync", "boot")]
 
 
+@pytest.mark.parametrize("name", ["rebuild", "undo"])
+def test_two_runs_at_once_are_refused(machine, initramfs, name):
+    machine.module()
+    busy = "another run is rebuilding the initramfs; wait until it has ended"
+
+    def meanwhile(_content, target):
+        target.write_text("half an im")
+        for again in (initramfs.rebuild, initramfs.undo):
+            with pytest.raises(CommandExecutionError) as refused:
+                again()
+            assert str(refused.value) == busy
+        assert target.read_text() == "half an im"
+
+    if name == "undo":
+        # of others, with our module: it is rebuilt without
+        machine.put("6.12.0", machine.built("6.12.0"))
+        machine.no_module()
+    machine.dracut_fault = meanwhile
+    getattr(initramfs, name)()
+    assert machine.runs_of("dracut")
+    assert temporaries(machine) == []
+
+
+def test_a_run_that_ended_holds_up_no_other(machine, initramfs):
+    """Whether it failed or not, and in the same process."""
+    machine.module()
+    machine.dracut_fault = fails
+    with pytest.raises(CommandExecutionError):
+        initramfs.rebuild()
+    machine.dracut_fault = None
+    initramfs.rebuild()
+    machine.no_module()
+    initramfs.undo()
+    assert machine.world.salt["ramboot_record.entries"]() == {}
+
+
 def test_rebuild_refuses_in_a_ram_session(machine, initramfs, monkeypatch):
     machine.module()
     monkeypatch.setitem(
@@ -583,6 +619,16 @@ def test_a_boot_that_is_not_mounted_is_told_and_costs_no_original(machine, initr
 
 
 # undo
+
+
+def test_what_a_cut_off_first_build_left_in_boot_goes_with_the_undo(machine, initramfs):
+    left = str(machine.world.write("/boot/.ramboot-6.9.0.tmp", "half an im"))
+    step = {"kernel": None, "action": "remove", "reason": "a run that was cut off left it"}
+    assert initramfs.undo_plan() == {left: step}
+    assert os.path.exists(left)
+    assert initramfs.undo() == {left: step}
+    assert temporaries(machine) == []
+    assert initramfs.undo() == {}
 
 
 def applied(machine, initramfs):

@@ -450,6 +450,14 @@ def test_close_sweeps_up_an_original_that_was_never_recorded(world, record):
     assert not os.path.exists(world.paths["record"])
 
 
+def test_close_removes_what_a_cut_in_the_first_write_of_each_part_left(world, record):
+    for name in ("record", "swap", "grub"):
+        world.write(f"/var/lib/ramboot/.ramboot-{name}.json.abcd_123", "half")
+    assert record.closable() is True
+    assert record.close() == {"removed": [world.paths["record"]], "left": []}
+    assert record.closable() is False
+
+
 # Files, whole or not at all
 
 

@@ -108,11 +108,11 @@ class Minion:
         return {value["__id__"]: value for value in answer.values()}
 
     def tree(self):
-        """Each file below the root, but for what ramboot records."""
+        """Each file below the root, but for /run: it is in RAM."""
         return {
             str(path.relative_to(self.root)): path.read_text()
             for path in sorted(self.root.rglob("*"))
-            if path.is_file()
+            if path.is_file() and not path.is_relative_to(self.root / "run")
         }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import grp
 import os
 import pwd
@@ -84,11 +85,13 @@ def real(world, test_mode):
 
 
 def tree(world):
+    """But for /run, which is in RAM."""
     return {
         str(path.relative_to(world.root)): (path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
         if path.is_file()
         else None
         for path in world.root.rglob("*")
+        if not path.is_relative_to(world.root / "run")
     }
 
 
@@ -510,6 +513,31 @@ def test_what_is_in_no_image_makes_none_stale(
     assert states.initramfs_current("images")["changes"] == {}
 
 
+@pytest.mark.parametrize("name", ["initramfs_current", "initramfs_restored"])
+def test_beside_another_run_images_are_left_and_a_dry_run_asks_nobody(
+    world, states, machine, test_mode, real, name
+):
+    machine.module()
+    if name == "initramfs_restored":
+        with real:
+            states.initramfs_current("images")
+        machine.no_module()
+    Path(world.paths["initramfs_lock"]).parent.mkdir(parents=True, exist_ok=True)
+    before = tree(world)
+    with open(world.paths["initramfs_lock"], "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        ret = getattr(states, name)("images")
+    if test_mode:
+        assert (ret["result"], len(ret["changes"])) == (None, 2)
+    else:
+        assert (ret["result"], ret["changes"], ret["comment"]) == (
+            False,
+            {},
+            "another run is rebuilding the initramfs; wait until it has ended",
+        )
+    assert tree(world) == before
+
+
 # initramfs_restored
 
 
@@ -534,6 +562,23 @@ def test_images_are_restored(world, states, machine, test_mode, real):
         assert tree(world) == applied
     else:
         assert {kernel: machine.image(kernel).read_bytes() for kernel in before} == before
+
+
+def test_what_a_cut_off_first_build_left_in_boot_is_removed_and_named(
+    world, states, machine, test_mode
+):
+    before = tree(world)
+    left = str(world.write("/boot/.ramboot-6.12.0.tmp", "half an im"))
+    assert states.initramfs_restored("images") == {
+        "name": "images",
+        "result": None if test_mode else True,
+        "changes": {left: {"old": "unfinished: a run that was cut off left it", "new": "absent"}},
+        "comment": f"no initramfs to restore; {'would be ' if test_mode else ''}removed: {left}",
+    }
+    assert os.path.exists(left) is test_mode
+    if not test_mode:
+        assert tree(world) == before
+        assert states.initramfs_restored("images")["changes"] == {}
 
 
 @pytest.mark.usefixtures("test_mode")

@@ -434,6 +434,109 @@ def test_lines_added_by_the_user_survive(state, dom0):
     assert fstab.read_text() == FSTAB + "\n/dev/x /x ext4 defaults 0 0\n"
 
 
+# what users write with ramboot's mark: a line that they switched off themselves, a note
+OF_THE_USERS = (
+    "#ramboot: /dev/sdb1 /data ext4 defaults 0 2\n"
+    "#ramboot: leave no swap lines active\n"
+    "#ramboot: \n"
+)
+
+
+def test_lines_of_the_users_that_begin_with_the_mark_stay(state, dom0, test_mode):
+    path = dom0.write("/etc/fstab", OF_THE_USERS + QUBES)
+    dom0.opts["test"] = False
+    before = tree(dom0)
+    # `swap: session`, on every apply
+    assert state.restored(NAME)["changes"] == {}
+    assert tree(dom0) == before
+    state.off(NAME)
+    assert path.read_text() == f"{OF_THE_USERS}#ramboot: {QUBES}"
+    off = tree(dom0)
+    dom0.opts["test"] = test_mode
+    ret = state.restored(NAME)
+    assert [key for key in ret["changes"] if key.startswith("fstab")] == [f"fstab: {QUBES.strip()}"]
+    assert "left" not in ret["comment"]
+    assert tree(dom0) == (off if test_mode else before)
+
+
+def test_with_a_record_only_lines_of_its_devices_come_back(state, dom0):
+    state.off(NAME)
+    fstab = dom0.root / "etc/fstab"
+    mine = "\n#ramboot: /dev/mine none swap sw 0 0\n"
+    fstab.write_text(fstab.read_text() + mine)
+    state.restored(NAME)
+    assert fstab.read_text() == FSTAB + mine
+
+
+@pytest.mark.usefixtures("swap")
+def test_without_its_record_a_swap_line_with_the_mark_comes_back(state, dom0):
+    path = dom0.write("/etc/fstab", f"{OF_THE_USERS}#ramboot: {QUBES}#ramboot: UUID=5 none swap\n")
+    changes = state.restored(NAME)["changes"]
+    assert list(changes) == [f"fstab: {QUBES.strip()}", "fstab: UUID=5 none swap"]
+    assert path.read_text() == f"{OF_THE_USERS}{QUBES}UUID=5 none swap\n"
+
+
+def test_a_marked_line_that_the_user_edited_comes_back_as_edited_and_is_named(state, dom0):
+    state.off(NAME)
+    fstab = dom0.root / "etc/fstab"
+    edited = QUBES.replace("defaults", "pri=5")
+    fstab.write_text(fstab.read_text().replace(QUBES, edited))
+    ret = state.restored(NAME)
+    assert ret["comment"].splitlines()[1:] == [
+        f"left: {fstab}: the line {QUBES!r} is neither as it was nor as ramboot left it"
+    ]
+    assert fstab.read_text() == FSTAB.replace(QUBES, edited)
+    assert state.restored(NAME)["changes"] == {}
+
+
+@pytest.mark.parametrize("cut", ["fstab", "swap-units/own.swap", "system/own.swap"])
+def test_what_a_cut_in_a_write_left_goes_with_the_undo(
+    swap, state, dom0, monkeypatch, cut, test_mode
+):
+    """Before the rename, when power goes: nobody deletes the temporary file."""
+    before = tree(dom0)
+    real = os.rename
+
+    def power_goes(temporary, path):
+        if path.endswith(cut):
+            os.link(temporary, f"{temporary[:-8]}abcd_123")
+            raise KeyboardInterrupt
+        real(temporary, path)
+
+    def there_and_back():
+        swap.switch_off()
+        swap.switch_on()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", power_goes)
+        with pytest.raises(KeyboardInterrupt):
+            there_and_back()
+    left = [f"{dom0.root}{path}" for path in tree(dom0) if ".ramboot-" in path]
+    assert len(left) == 1
+    broken = tree(dom0)
+    ret = state.restored(NAME)
+    assert ret["changes"][left[0]] == {"old": "present", "new": "absent"}
+    assert tree(dom0) == (broken if test_mode else before)
+    if not test_mode:
+        assert state.restored(NAME)["changes"] == {}
+
+
+def test_a_leftover_that_cannot_be_deleted_fails_the_undo(state, dom0, monkeypatch):
+    left = str(dom0.write("/etc/.ramboot-fstab.abcd_123"))
+
+    real = os.unlink
+
+    def immutable(path, **options):
+        if path == left:
+            raise PermissionError(1, "Operation not permitted", path)
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", immutable)
+    ret = state.restored(NAME)
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert ret["comment"].startswith(f"swap is not restored: {{'{left}'")
+
+
 @pytest.mark.parametrize("step", ["_write_fstab", "_mask", "_run", "_rename"])
 def test_an_off_that_was_cut_short_can_be_undone(swap, state, dom0, monkeypatch, step):
     """Also when a second try completes it first."""
