@@ -463,6 +463,9 @@ class _Look:
     def value(self, name: str | None, key: str) -> dict[str, Any]:
         return self._once("properties", name, [key])[key]
 
+    def value_type(self, name: str, key: str) -> str | None:
+        return self._once("property_type", name, key)
+
     def standing(self, name: str) -> str:
         """`absent`, `half` (ours, not whole), `whole` (ours) or `foreign`."""
         if name not in self.qubes:
@@ -841,18 +844,25 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
         found.append(
             f"{where}:label: there is no label {entry['label']}; known: {', '.join(look.labels())}"
         )
+    models = _models(look, name, cls)
     # one of the same class tells which properties there will be
-    model = name if name in look.qubes else None
-    model = model or next((key for key, qube in look.qubes.items() if qube["class"] == cls), None)
-    names = look.property_names(model) if model else []
+    names = next((look.property_names(model) for model, alike in models if alike), [])
     known = {*look.qubes, *(key for _kind, key, _entry in look.entries())}
     for key, value in entry["properties"].items():
         if names and key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             found.append(f"{where}:properties:{key}: {cls} has no such property{hint}")
+        elif key in QUBE_VALUED and isinstance(value, int):
+            # to YAML `no` is false
+            found.append(
+                f"{where}:properties:{key}: {value} is not allowed; allowed: the name of a qube, or"
+                " nothing (null) for none"
+            )
         elif key in QUBE_VALUED and value and value not in known:
             found.append(f"{where}:properties:{key}: there is no qube {value}")
+        elif told := _type_fault(look, models, key, value):
+            found.append(f"{where}:properties:{key}: {told}")
         elif value and key in NEEDS and value != name and not _will_be(look, value, NEEDS[key]):
             found.append(f"{where}:properties:{key}: {value} has no {NEEDS[key]}")
     dispvm = entry.get("default_dispvm", "self")
@@ -877,6 +887,40 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     if kind == "settings" and entry["template"] and entry["template"] not in known:
         found.append(f"{where}:template: there is no qube {entry['template']}")
     return found
+
+
+def _models(look: _Look, name: str, cls: str) -> list[tuple[str, bool]]:
+    """Qubes that tell of the properties of one that is there or will be, with whether it has just
+    the same ones: itself, those of its class, others.
+    """
+    alike = {key: key == name or qube["class"] == cls for key, qube in look.qubes.items()}
+    return sorted(alike.items(), key=lambda item: (item[0] != name, not item[1]))
+
+
+def _type_fault(look: _Look, models: list[tuple[str, bool]], key: str, value: Any) -> str | None:
+    """Why qubesd would refuse a value for its type alone (core-admin: qubes/__init__.py,
+    property.sanitize and bool), as far as a qube tells the type. It is the same in each class that
+    has the property (qubes/vm/*.py).
+    """
+    having = (model for model, _alike in models if key in look.property_names(model))
+    wanted = next((kind for model in having if (kind := look.value_type(model, key))), None)
+    text = _text(value)
+    if wanted == "bool" and not any(text.lower() in words for words in BOOLS.values()):
+        allowed = "true or false"
+    elif wanted == "int" and not _is_whole(text):
+        allowed = "a whole number"
+    else:
+        return None
+    shown = "nothing" if value is None else repr(value)
+    return f"{shown} is not allowed; allowed: {allowed}"
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _will_be(look: _Look, name: str, key: str, above: tuple[str, ...] = ()) -> bool:
@@ -1120,7 +1164,7 @@ def _spelt(key: str, value: str, now: str) -> str:
         return "".join(sorted({value[at : at + 7] for at in range(0, len(value), 7)}))
     if now in BOOLS:
         return next((key for key, words in BOOLS.items() if value.lower() in words), value)
-    whole = re.compile(r"-?\d+", re.ASCII)
+    whole = re.compile(r"[+-]?\d+", re.ASCII)
     return str(int(value)) if whole.fullmatch(value) and whole.fullmatch(now) else value
 
 

@@ -358,7 +358,7 @@ def test_the_first_value_is_put_back_not_the_last(formula, qubesd):
 def test_values_may_be_written_as_qubesd_reads_them(formula, qubesd):
     formula.pillar({})
     before = json.loads(formula.snapshot()[0])["qubes"]
-    given = {"autostart": "yes", "debug": 1, "include_in_backups": "Off", "memory": "0300"}
+    given = {"autostart": "yes", "debug": 1, "include_in_backups": "Off", "memory": "+0300"}
     answer = formula.good({"settings": {"sys-net": {"properties": given}}})["settings"]
     assert [(key, change["new"]) for key, change in answer["changes"].items()] == [
         ("sys-net: autostart", "True"),
@@ -1415,6 +1415,64 @@ def test_faults_are_told_all_at_once(formula, qubesd):
         "disposables:e:template: sys-net is no template of disposables",
         "settings:nobody: there is no such qube",
     ]
+
+
+@pytest.mark.parametrize("value", [False, 0, True, 7], ids=str)
+@pytest.mark.parametrize("key", ["netvm", "default_dispvm"])
+def test_a_property_that_is_a_qube_takes_no_number_and_no_switch(formula, key, value):
+    """`netvm: no` in YAML."""
+    new = {"template": CLONE, "properties": {key: value}}
+    there = {"tags": ["mine"], "properties": {key: value}}
+    found = check(formula, {**EXAMPLE, "app_qubes": {"w": new}, "settings": {"sys-net": there}})
+    told = f"{value} is not allowed; allowed: the name of a qube, or nothing (null) for none"
+    assert found == [
+        f"{where}:properties:{key}: {told}" for where in ("app_qubes:w", "settings:sys-net")
+    ]
+
+
+def test_values_of_another_type_than_the_property_is_are_told(formula):
+    """Also of a qube whose class has none yet: any that has the property tells its type."""
+    given = {"memory": "lots", "vcpus": True, "autostart": "maybe", "debug": None, "maxmem": None}
+    told = [
+        "memory: 'lots' is not allowed; allowed: a whole number",
+        "vcpus: True is not allowed; allowed: a whole number",
+        "autostart: 'maybe' is not allowed; allowed: true or false",
+        "debug: nothing is not allowed; allowed: true or false",
+        "maxmem: nothing is not allowed; allowed: a whole number",
+    ]
+    wanted = {
+        "templates": {CLONE: {"source": "debian-12-xfce", "properties": given}},
+        "standalones": {"alone": {"source": "debian-12-xfce", "properties": given}},
+        "settings": {
+            "sys-net": {"properties": given, "tags": ["mine"]},
+            "dom0": {"properties": {"include_in_backups": 2}},
+        },
+    }
+    places = (f"templates:{CLONE}", "standalones:alone", "settings:sys-net")
+    assert check(formula, wanted) == [
+        *(f"{place}:properties:{one}" for place in places for one in told),
+        "settings:dom0:properties:include_in_backups: 2 is not allowed; allowed: true or false",
+    ]
+
+
+def test_what_qubesd_takes_is_not_refused_for_its_type(formula, qubesd):
+    # text that looks like another type
+    qubesd.qubes["sys-net"]["properties"] |= {"default_user": "1000", "kernel": "True"}
+    given = {
+        "maxmem": 0,
+        "memory": "0300",
+        "vcpus": "+3",
+        "kernel": None,
+        "default_user": "somebody",
+        "netvm": None,
+        "default_dispvm": "",
+        "autostart": 1,
+        "debug": "On",
+        "include_in_backups": False,
+        "stubdom_xid": "no value tells its type",
+    }
+    formula.pillar({"settings": {"sys-net": {"properties": given}}})
+    assert formula.world.salt["ramboot_qubes.faults"]() == []
 
 
 def all_on_root(formula, qubesd, fstype):
