@@ -7,9 +7,10 @@ asked of qubesd (ramboot_qubesadmin), nothing is guessed from names.
 
 A qube of ours has the feature `ramboot-made`, which holds its kind *and its own name*: disposables
 and clones inherit features (QubesOS/qubes-core-admin: qubes/vm/dispvm.py), and are not ours for
-that. It is set right after the qube is made, as "begun", and becomes whole last of all. Before,
-the record has the intent: a qube without a mark that is just what qubesd was asked for, was made in
-that moment and never touched since is what a crash between both left (`_Look.unlike`).
+that. It is set right after the qube is made, as "begun", and becomes whole last of all, after the
+record of it. Before it is set, the record has the intent: a qube without a mark that is just what
+qubesd was asked for, was made in that moment and never touched since is what a crash between both
+left (`_Look.unlike`).
 """
 
 from __future__ import annotations
@@ -1588,8 +1589,10 @@ def _do_make(
                 )
         source = entry["source"] if kind in CLONES else None
         told = __salt__["ramboot_qubesadmin.update_menu"](name, source)
-        __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"whole {kind} {name}")
+        # in this order: what is cut off between the two is half-made, and made anew; with the mark
+        # alone it would count as used for ever
         __salt__["ramboot_qubes_record.made"](name, kind, True, look.states(name))
+        __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"whole {kind} {name}")
     except CommandExecutionError as error:
         raise CommandExecutionError(f"{error}; {_unmake(name)}") from error
     return [told] if told else []

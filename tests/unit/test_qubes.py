@@ -29,7 +29,7 @@ class Formula:
     def __init__(self, world, qubesd):
         self.world, self.qubesd = world, qubesd
         for name in ("config", "preflight", "record", "qubes_record", "qubes_pools", "qubes"):
-            world.module(f"ramboot_{name}")
+            self.qubes = world.module(f"ramboot_{name}")
         self.states = world.state("ramboot_qubes")
         self.layout = yaml.safe_load((FIXTURES / "layout/qubes-default.yaml").read_text())
         world.salt["ramboot_preflight.root_layout"] = lambda: {
@@ -982,6 +982,61 @@ def test_a_qube_that_a_crash_left_without_a_mark_is_made_anew(formula, qubesd, e
     assert not any(answer["changes"] for answer in formula.good().values())
 
 
+def cut_at_note(formula, number, when, whole=None):
+    """Apply, and the power goes before or after the nth note about what is made; of a qube, if
+    named, that it is whole. Whether it came to that.
+    """
+    made, seen = formula.world.salt["ramboot_qubes_record.made"], []
+
+    def note(name, kind, *rest, **named):
+        if whole is None or (name == whole and rest[:1] == (True,)):
+            seen.append(name)
+        now = len(seen) == number
+        if now and when == "before":
+            raise KeyboardInterrupt
+        made(name, kind, *rest, **named)
+        if now:
+            raise KeyboardInterrupt
+
+    formula.world.salt["ramboot_qubes_record.made"] = note
+    try:
+        formula.apply()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        formula.world.salt["ramboot_qubes_record.made"] = made
+    return False
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_power_cut_at_any_note_leaves_nothing_that_absent_would_keep(formula, when):
+    formula.pillar(EXAMPLE)
+    before = formula.snapshot()
+    number = 1
+    while cut_at_note(formula, number, when):
+        formula.good()
+        answer = formula.absent()
+        assert answer["result"] is True, (number, answer)
+        assert formula.snapshot() == before, number
+        number += 1
+    assert number > 10
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_power_cut_between_the_note_and_the_mark_of_any_kind_heals(formula, everything, when):
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])
+    formula.pillar(everything)
+    for name in sorted(KIND_OF, key=lambda name: [*formula.qubes.KINDS].index(KIND_OF[name])):
+        assert cut_at_note(formula, 1, when, whole=name)
+        assert formula.apply(test=True)["qubes"]["changes"][name]["old"] == "half-made"
+    formula.good()
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert "left:" not in answer["comment"]
+    assert json.loads(formula.snapshot()[0]) == before
+
+
 def test_what_qubesd_itself_gives_a_qube_does_not_make_it_somebodys(formula, qubesd):
     qubesd.qubes["debian-12-xfce"]["features"]["default-menu-items"] = "firefox.desktop"
     crash(formula, qubesd, DVM)
@@ -1343,6 +1398,18 @@ def test_a_refresh_that_is_cut_off_leaves_nobodys_data(formula, qubesd, left, th
     else:
         assert formula.absent()["result"] is True
         assert not {CLONE, DVM} & set(qubesd.qubes)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_power_cut_at_the_last_note_of_a_refresh_does_not_make_the_copy_used(
+    formula, qubesd, when
+):
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce")
+    assert cut_at_note(formula, 1, when, whole=CLONE)
+    formula.good()
+    assert formula.absent()["result"] is True
+    assert not {CLONE, DVM} & set(qubesd.qubes)
 
 
 def test_a_refresh_that_is_cut_off_at_its_last_note_is_done_again(formula, qubesd):
