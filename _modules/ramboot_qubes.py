@@ -20,6 +20,7 @@ import difflib
 import ipaddress
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -428,6 +429,18 @@ class _Look:
     def kind_of(self, name: str) -> str | None:
         return next((kind for kind in KINDS if name in self.settings.get(kind, {})), None)
 
+    @contextlib.contextmanager
+    def unless_gone(self, name: str) -> Iterator[None]:
+        """Around questions about one of all qubes: one that ended since they were listed, as a
+        disposable may at any time, is passed over, and listed no longer.
+        """
+        try:
+            yield
+        except CommandExecutionError:
+            if name in __salt__["ramboot_qubesadmin.qubes"]():
+                raise
+            self.qubes.pop(name, None)
+
     def _once(self, function: str, *arguments: Any) -> Any:
         key = (function, *map(str, arguments))
         if key not in self._cache:
@@ -675,13 +688,12 @@ def _crowd_fault(look: _Look) -> str | None:
     """Where / is on no thin pool, Qubes itself puts every qube into varlibqubes on it
     (core-admin: qubes/app.py, _default_pool).
     """
-    others = {
-        info["pool"]
-        for name, qube in look.qubes.items()
-        if qube["class"] != "AdminVM" and look.standing(name) == "foreign"
-        for volume, info in look.volumes(name).items()
-        if volume != "kernel"
-    }
+    others: set[str] = set()
+    for name, qube in [*look.qubes.items()]:
+        with look.unless_gone(name):
+            if qube["class"] != "AdminVM" and look.standing(name) == "foreign":
+                volumes = look.volumes(name)
+                others |= {info["pool"] for key, info in volumes.items() if key != "kernel"}
     if others != {look.pool}:
         return None
     return (
@@ -845,9 +857,7 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
         found.append(
             f"{where}:label: there is no label {entry['label']}; known: {', '.join(look.labels())}"
         )
-    models = _models(look, name, cls)
-    # one of the same class tells which properties there will be
-    names = next((look.property_names(model) for model, alike in models if alike), [])
+    names = _property_names(look, name, cls)
     known = {*look.qubes, *(key for _kind, key, _entry in look.entries())}
     for key, value in entry["properties"].items():
         if names and key not in names:
@@ -862,7 +872,7 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             )
         elif key in QUBE_VALUED and value and value not in known:
             found.append(f"{where}:properties:{key}: there is no qube {value}")
-        elif told := _type_fault(look, models, key, value):
+        elif told := _type_fault(look, name, cls, key, value):
             found.append(f"{where}:properties:{key}: {told}")
         elif value and key in NEEDS and value != name and not _will_be(look, value, NEEDS[key]):
             found.append(f"{where}:properties:{key}: {value} has no {NEEDS[key]}")
@@ -890,22 +900,38 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     return found
 
 
-def _models(look: _Look, name: str, cls: str) -> list[tuple[str, bool]]:
-    """Qubes that tell of the properties of one that is there or will be, with whether it has just
-    the same ones: itself, those of its class, others.
+def _models(look: _Look, name: str, cls: str) -> list[str]:
+    """Qubes that tell of the properties of one that is there or will be, the best first: itself,
+    those of its class, others.
     """
-    alike = {key: key == name or qube["class"] == cls for key, qube in look.qubes.items()}
-    return sorted(alike.items(), key=lambda item: (item[0] != name, not item[1]))
+    return sorted(look.qubes, key=lambda key: (key != name, look.qubes[key]["class"] != cls))
 
 
-def _type_fault(look: _Look, models: list[tuple[str, bool]], key: str, value: Any) -> str | None:
+def _property_names(look: _Look, name: str, cls: str) -> list[str]:
+    """Which properties it has or will have; none where that can't be told."""
+    for model in _models(look, name, cls):
+        if model == name or look.qubes[model]["class"] == cls:
+            with look.unless_gone(model):
+                return look.property_names(model)
+    return []
+
+
+def _property_type(look: _Look, name: str, cls: str, key: str) -> str | None:
+    """As ramboot_qubesadmin.property_type. It is the same in each class that has the property
+    (core-admin: qubes/vm/*.py).
+    """
+    for model in _models(look, name, cls):
+        with look.unless_gone(model):
+            if key in look.property_names(model) and (found := look.value_type(model, key)):
+                return found
+    return None
+
+
+def _type_fault(look: _Look, name: str, cls: str, key: str, value: Any) -> str | None:
     """Why qubesd would refuse a value for its type alone (core-admin: qubes/__init__.py,
-    property.sanitize and bool), as far as a qube tells the type. It is the same in each class that
-    has the property (qubes/vm/*.py).
+    property.sanitize and bool), as far as that can be told.
     """
-    having = (model for model, _alike in models if key in look.property_names(model))
-    wanted = next((kind for model in having if (kind := look.value_type(model, key))), None)
-    text = _text(value)
+    wanted, text = _property_type(look, name, cls, key), _text(value)
     if wanted == "bool" and not any(text.lower() in words for words in BOOLS.values()):
         allowed = "true or false"
     elif wanted == "int" and not _is_whole(text):
@@ -956,7 +982,7 @@ def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
         return [
             f"{name}: its template can't be changed while {', '.join(above)} is running; halt it"
         ]
-    if name is None or not look.qubes[name]["running"]:
+    if name not in look.qubes or not look.qubes[name]["running"]:
         return []
     taken = group == "pci" and key in look.devices(name) and not look.pci_while_running()
     if (group, key) in HALTED or taken:
@@ -985,13 +1011,16 @@ def _needed_by(look: _Look, step: dict[str, Any], steps: list[dict[str, Any]]) -
     if key == "template_for_dispvms":
         return _users(look, name, steps, ("template", "default_dispvm", "management_dispvm"))
     changed = {other["what"] for other in steps}
-    return {
-        other: f"{other} (netvm)"
-        for other in look.qubes
-        if "netvm" in look.property_names(other)
-        and look.value(other, "netvm")["value"] == name
-        and f"{other}: netvm" not in changed
-    }
+    found = {}
+    for other in [*look.qubes]:
+        with look.unless_gone(other):
+            if (
+                "netvm" in look.property_names(other)
+                and look.value(other, "netvm")["value"] == name
+                and f"{other}: netvm" not in changed
+            ):
+                found[other] = f"{other} (netvm)"
+    return found
 
 
 def _next_netvm(look: _Look, name: str, value: Any) -> str:
@@ -1232,7 +1261,9 @@ def _undo(look: _Look) -> dict[str, Any]:
     found: list[str] = []
     gone: set[str] = set()
     for name in sorted(look.qubes):
-        standing = look.standing(name)
+        standing = ""
+        with look.unless_gone(name):
+            standing = look.standing(name)
         if (
             standing == "half"
             and not look.in_the_way(name)
@@ -1252,6 +1283,10 @@ def _undo(look: _Look) -> dict[str, Any]:
             )
     # whoever stays keeps what it needs, and so on
     users = {name: _users(look, name, steps) for name in gone}
+    for using in users.values():
+        # a question for another one's may have told that it ended
+        for other in using.keys() - {"", *look.qubes}:
+            del using[other]
     while blocked := sorted(name for name in gone if users[name].keys() - gone):
         for name in blocked:
             stays = [told for other, told in users[name].items() if other not in gone]
@@ -1259,7 +1294,10 @@ def _undo(look: _Look) -> dict[str, Any]:
         gone -= set(blocked)
     for name in sorted(look.qubes):
         # what is no more copied anew has to be updated itself
-        held = look.features(name) if look.standing(name) == "whole" and name not in gone else {}
+        held: dict[str, str] = {}
+        with look.unless_gone(name):
+            held = look.features(name) if look.standing(name) == "whole" else {}
+        held = {} if name in gone else held
         if held.get(PROHIBIT, "").startswith("ramboot: "):
             steps += [
                 _step(
@@ -1276,6 +1314,8 @@ def _undo(look: _Look) -> dict[str, Any]:
                 left.append(f"{step['what']} is needed by {', '.join(stays)} and is left as it is")
             else:
                 late.append(step)
+    # each question above may have found that one ended
+    gone &= set(look.qubes)
     found += [
         f"{name} is running: halt it, then undo again"
         for name in sorted(gone)
@@ -1299,13 +1339,13 @@ def _undo(look: _Look) -> dict[str, Any]:
             and look.value(None, key) == {"value": name, "default": False}
             and f"system: {_shown('property', key)}" not in {step["what"] for step in steps}
         ]
-        inside = sorted(
-            key
-            for key in look.qubes
-            if key not in gone
-            and not any(key in look.preloaded(base) for base in gone)
-            and any(info["pool"] == name for info in look.volumes(key).values())
-        )
+        inside = []
+        for key in sorted(look.qubes):
+            if key in gone or any(key in look.preloaded(base) for base in gone):
+                continue
+            with look.unless_gone(key):
+                if any(info["pool"] == name for info in look.volumes(key).values()):
+                    inside.append(key)
         if name not in look.pools:
             steps.append(_step(f"pool {name}", "recorded", None, ["remove_pool", name]))
         elif inside or named:
@@ -1332,28 +1372,37 @@ def _users(
     """
     changed = {step["what"] for step in steps}
     found: dict[str, str] = {}
-    for other, qube in look.qubes.items():
+    for other in [*look.qubes]:
         if other == name:
             continue
-        # it goes with its template
-        preloaded = OF_PRELOADED if other in look.preloaded(name) else set()
-        kept = f"{other}: template" not in changed and not preloaded
-        if qube["template"] == name and kept:
-            found[other] = other
-            continue
-        named = {*(keys or QUBE_VALUED)} - {"template"} - preloaded
-        for key in named & set(look.property_names(other)):
-            value = look.value(other, key)
-            if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
-                found[other] = f"{other} ({key})"
-        # core-admin: qubes/vm/__init__.py, get_provided_assignments
-        if not keys and qube["class"] != "RemoteVM" and name in look.backends(other):
-            found[other] = f"{other} (a device)"
+        with look.unless_gone(other):
+            if how := _use(look, name, other, changed, keys):
+                found[other] = how
     for key in [key for key in look.property_names(None) if not keys or key in keys]:
         pool = key.startswith("default_pool")
         if not pool and look.value(None, key)["value"] == name and f"system: {key}" not in changed:
             found[""] = f"the system ({key})"
     return found
+
+
+def _use(
+    look: _Look, name: str, other: str, changed: set[str], keys: tuple[str, ...]
+) -> str | None:
+    """Of `_users` one, as it is told; None where it does not use it."""
+    qube, how = look.qubes[other], None
+    # it goes with its template
+    preloaded = OF_PRELOADED if other in look.preloaded(name) else set()
+    if qube["template"] == name and f"{other}: template" not in changed and not preloaded:
+        return other
+    named = {*(keys or QUBE_VALUED)} - {"template"} - preloaded
+    for key in named & set(look.property_names(other)):
+        value = look.value(other, key)
+        if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
+            how = f"{other} ({key})"
+    # core-admin: qubes/vm/__init__.py, get_provided_assignments
+    if not keys and qube["class"] != "RemoteVM" and name in look.backends(other):
+        how = f"{other} (a device)"
+    return how
 
 
 def _step(what: str, old: Any, new: Any, do: list[Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import xml.etree.ElementTree
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -76,18 +77,20 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pools = __salt__["ramboot_qubesadmin.pools"]()
     lies = {name: _where(name, config, mounts) for name, config in pools.items()}
     qubes = __salt__["ramboot_qubesadmin.qubes"]()
+    # a qube of another machine has no volume here (core-admin: qubes/vm/remotevm.py)
+    asked = {key for key, qube in qubes.items() if qube["class"] not in ("AdminVM", "RemoteVM")}
+    of_qubes = _of_each(
+        [name for name in qubes if name in asked],
+        lambda name: _qube(name, qubes[name], pools, lies, mounts),
+    )
     rows: list[dict[str, Any]] = []
-    removed, since = _since(set(qubes))
+    removed, since = _since(set(qubes) - (asked - set(of_qubes)))
     rows += removed
     stateless = others = 0
-    for name, qube in qubes.items():
-        # a qube of another machine has no volume here (core-admin: qubes/vm/remotevm.py)
-        if qube["class"] in ("AdminVM", "RemoteVM"):
-            continue
-        found = _qube(name, qube, pools, lies, mounts)
+    for name, found in of_qubes.items():
         if since is not None:
             # it is the first row that is about the qube as a whole
-            found[0]["finding"] += _told_of_session(name, qube, since, found)
+            found[0]["finding"] += _told_of_session(name, qubes[name], since, found)
         rows += found
         if found[0]["verdict"] == "ram":
             stateless += 1
@@ -99,7 +102,7 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if config["driver"] != "linux-kernel"
     ]
     rows += _new_qubes(lies)
-    left, named = _left_over(pools)
+    left, named = _left_over(pools, strict=False)
     told_of = ((left, "of {}, which is no more"),
                (named, "bears the name of qube {}, which does not have it"))  # fmt: skip
     rows += [
@@ -168,7 +171,7 @@ def remove_orphans(token: str) -> list[str]:
             "nothing was deleted: what is left over is not what the token was given for; list it"
             " again with ramboot.orphans"
         )
-    kept = _kept(pools, _known(pools, __salt__["ramboot_qubesadmin.qubes"]()))
+    kept = _kept(pools, _known(pools, _volumes_of(__salt__["ramboot_qubesadmin.qubes"]())))
     done: list[str] = []
     for item in found:
         try:
@@ -310,6 +313,20 @@ def _device_mapper() -> dict[str, str]:
 
 
 # Qubes
+
+
+def _of_each(names: Iterable[str], ask: Callable[[str], Any]) -> dict[str, Any]:
+    """What `ask` answers about each of these qubes; without those that ended since they were
+    listed, as a disposable may at any time.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = ask(name)
+        except CommandExecutionError:
+            if name in __salt__["ramboot_qubesadmin.qubes"]():
+                raise
+    return found
 
 
 def _qube(
@@ -470,20 +487,23 @@ def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def _left_over(
-    pools: dict[str, dict[str, str]],
+    pools: dict[str, dict[str, str]], strict: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is of qubes that are no more; and what bears the name of one that is there and does not
-    have it, which is not plainly of one that is no more.
+    have it, which is not plainly of one that is no more. What may be deleted is told by a list that
+    stays the same: if strict, a qube that ends meanwhile is an error.
     """
-    qubes = __salt__["ramboot_qubesadmin.qubes"]()
-    known = _known(pools, qubes)
+    listed = __salt__["ramboot_qubesadmin.qubes"]()
+    volumes = _volumes_of(listed, strict)
+    qubes = {name for name, qube in listed.items() if name in volumes or qube["class"] == "AdminVM"}
+    known = _known(pools, volumes)
     found = _left_volumes(pools, {vid for vid, _file in known})
     files = {os.path.realpath(file) for _vid, file in known if file}
     kept = _kept(pools, known)
     for config in pools.values():
         if config.get("driver") in FILE_DRIVERS:
-            found += _left_directories(config["dir_path"], set(qubes), kept)
-            found += _left_files(config["dir_path"], set(qubes), files)
+            found += _left_directories(config["dir_path"], qubes, kept)
+            found += _left_files(config["dir_path"], qubes, files)
     items = sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
     return (
         [item for item in items if item["qube"] not in qubes],
@@ -491,15 +511,23 @@ def _left_over(
     )
 
 
+def _volumes_of(
+    qubes: dict[str, dict[str, Any]], strict: bool = True
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{qube: its volumes}; unless strict, without qubes that ended meanwhile."""
+    ask = __salt__["ramboot_qubesadmin.volumes"]
+    names = [name for name, qube in qubes.items() if qube["class"] != "AdminVM"]
+    return {name: ask(name) for name in names} if strict else _of_each(names, ask)
+
+
 def _known(
-    pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]
+    pools: dict[str, dict[str, str]], volumes: dict[str, dict[str, dict[str, Any]]]
 ) -> set[tuple[str, str | None]]:
     """(vid, its file in a pool of files) of each volume that qubesd knows."""
     return {
         (vid, __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), {"vid": vid}))
-        for name, qube in qubes.items()
-        if qube["class"] != "AdminVM"
-        for volume in __salt__["ramboot_qubesadmin.volumes"](name).values()
+        for of_one in volumes.values()
+        for volume in of_one.values()
         for vid in (volume["vid"], volume["source"])
         if vid
     }

@@ -1431,6 +1431,92 @@ def test_a_refresh_that_is_cut_off_at_its_last_note_is_done_again(formula, qubes
     assert CLONE not in qubesd.qubes
 
 
+# Disposables end at any time
+
+
+def ends_when(formula, qubesd, name, question, about=None):
+    """A qube is no more as soon as this is asked about it, or about another."""
+    asked = formula.world.salt[f"ramboot_qubesadmin.{question}"]
+
+    def ask(*arguments):
+        if arguments[0] == (about or name) and name in qubesd.qubes:
+            del sys.modules["qubesadmin"].Qubes().domains[name]
+        return asked(*arguments)
+
+    formula.world.salt[f"ramboot_qubesadmin.{question}"] = ask
+
+
+@pytest.fixture
+def disp7(formula, qubesd):
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template="default-dvm")
+    return "disp7"
+
+
+QUESTIONS = ("features", "property_names", "properties", "backends", "volumes")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_disposable_that_ends_during_an_undo_is_passed_over(formula, qubesd, disp7, question):
+    pool = {"usb": {"dir_path": f"{formula.world.root}/usb", "on_root": True}}
+    formula.good({**EXAMPLE, "file_pools": pool})
+    ends_when(formula, qubesd, disp7, question)
+    answer = formula.absent()
+    assert disp7 not in qubesd.qubes
+    assert (answer["result"], set(answer["changes"])) == (True, {CLONE, DVM, "pool usb"}), answer
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_disposable_that_ends_during_the_check_is_passed_over(formula, qubesd, disp7, question):
+    named = {"template": DVM, "properties": {"memory": 300}}
+    # who names it is asked when it is to provide no network
+    sys.modules["qubesadmin"].Qubes().add_new_vm(
+        "AppVM", "net", "red", template="debian-12-xfce"
+    ).provides_network = True
+    off = {"net": {"properties": {"provides_network": False}}}
+    ends_when(formula, qubesd, disp7, question)
+    formula.good({**EXAMPLE, "disposables": {"named": named}, "settings": off})
+    assert (disp7 in qubesd.qubes) == (question == "backends")
+
+
+def test_a_user_that_ended_keeps_nothing_from_being_undone(formula, qubesd):
+    """Found when another qube's users are looked for."""
+    formula.good({**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}})
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template=DVM)
+    ends_when(formula, qubesd, "disp7", "property_names")
+    assert {CLONE, DVM, "work"} <= set(formula.absent()["changes"])
+    assert "work" not in qubesd.qubes
+
+
+def test_a_qube_that_is_still_there_and_can_not_be_asked_stops_an_undo(formula, qubesd, disp7):
+    formula.good(EXAMPLE)
+    exc = sys.modules["qubesadmin.exc"]
+    formula.fail("admin.vm.feature", disp7, exc.QubesDaemonCommunicationError("no answer"))
+    qubesd.calls.clear()
+    answer = formula.absent()
+    assert answer["result"] is False
+    assert answer["comment"] == f"the features of {disp7}: qubesd can't be reached: no answer"
+    assert {CLONE, DVM} <= set(qubesd.qubes)
+
+
+def test_what_can_be_undone_when_a_disposable_ended_at_last_is_told(formula, qubesd):
+    formula.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template=DVM)
+    undo = formula.world.salt["ramboot_qubes.undo"]
+
+    def and_then_it_ends():
+        left = undo()
+        del qubesd.qubes["disp7"]
+        return left
+
+    formula.world.salt["ramboot_qubes.undo"] = and_then_it_ends
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert not {CLONE, DVM} & set(answer["changes"])
+    assert f"left: {DVM} can be undone by now: apply this again" in answer["comment"].splitlines()
+    formula.world.salt["ramboot_qubes.undo"] = undo
+    assert list(formula.absent()["changes"]) == [DVM, CLONE]
+
+
 # Faults: all at once, before anything is changed
 
 
