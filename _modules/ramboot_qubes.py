@@ -67,10 +67,17 @@ HALTED = (("property", "template"), ("volume", "root rw"))
 # qubes/vm/__init__.py, setter_disposable_template; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
-# Features that say what is in a template's root: copied again with it.
-OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
-               "boot-mode.", "qubes-", "vmexec", "apparmor", "default-menu-items",
+# Features that say what is in a template's root: copied again with it. Others of like names, such
+# as gui-videoram-min, are settings. (core-admin: qubes/ext/core_features.py, services.py,
+# supported_features.py, windows.py, qubes/api/misc.py; client: qubesadmin/tools/qvm_template.py,
+# qvm_template_postprocess.py)
+OF_THE_ROOT = ("os", "os-distribution", "os-distribution-like", "os-version", "os-eol", "qrexec",
+               "gui", "gui-emulated", "vmexec", "apparmor", "qubes-firewall", "qubes-agent-version",
+               "last-update", "last-updates-check", "updates-available", "default-menu-items",
                "netvm-menu-items")  # fmt: skip
+# And what begins so.
+OF_THE_ROOT_TOO = ("supported-service.", "supported-feature.", "supported-rpc.", "boot-mode.",
+                   "template-")  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -1733,7 +1740,7 @@ def _do_refresh(name: str, source: str) -> None:
     _check_copy(name, source, before)
     theirs = look.features(source)
     for key in {*theirs, *look.features(name)}:
-        if key.startswith(OF_THE_ROOT):
+        if key in OF_THE_ROOT or key.startswith(OF_THE_ROOT_TOO):
             __salt__["ramboot_qubesadmin.set_feature"](name, key, theirs.get(key))
     # in this order: what is cut off between the two is copied once more
     __salt__["ramboot_qubes_record.made"](name, "templates", True, _Look(_settings()).states(name))

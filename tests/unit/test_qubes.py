@@ -1258,6 +1258,40 @@ def test_refresh_brings_the_features_that_describe_the_root(formula, qubesd):
     assert "updates-available" not in features
 
 
+def test_refresh_takes_no_setting_of_the_users_from_the_copy(formula, qubesd):
+    """Each is named like one that says what is in the root."""
+    formula.good(EXAMPLE)
+    mine = {
+        "gui-videoram-min": "100000",
+        "gui-videoram-overhead": "1",
+        "gui-seamless": "1",
+        "os-mine": "1",
+        "qubes-mine": "1",
+        "vmexec-mine": "1",
+        "last-updates-mine": "1",
+        "supported-mine": "1",
+        "internal": "1",
+    }
+    derived = {
+        "gui": "1",
+        "gui-emulated": "1",
+        "os": "Linux",
+        "os-eol": "2030-01-01",
+        "last-updates-check": "then",
+        "supported-service.cups": "1",
+        "supported-feature.x": "1",
+        "supported-rpc.qubes.Filecopy": "1",
+        "boot-mode.kernelopts.x": "y",
+        "template-release": "1",
+    }
+    qubesd.qubes[CLONE]["features"] |= {**mine, **derived}
+    qubesd.update("debian-12-xfce")
+    formula.good()
+    features = qubesd.qubes[CLONE]["features"]
+    assert {key: features.get(key) for key in mine} == mine
+    assert not features.keys() & derived.keys()
+
+
 def test_refresh_manual_tells_and_keeps(formula, qubesd):
     wanted = {"templates": {CLONE: {"source": "debian-12-xfce", "refresh": "manual"}}}
     formula.good(wanted)
