@@ -1518,9 +1518,8 @@ def _do(step: dict[str, Any]) -> list[str]:
 
 
 def _do_add_pool(name: str, entry: dict[str, Any]) -> None:
-    top = entry["dir_path"]
     # what the pool makes of it (core-admin: qubes/storage/file.py and reflink.py, setup)
-    folders = [top, *(os.path.join(top, folder) for folder in ("appvms", "vm-templates"))]
+    folders = [entry["dir_path"], *__salt__["ramboot_qubes_pools.folders_of"](entry)]
     made = [folder for folder in folders if not os.path.lexists(folder)]
     __salt__["ramboot_qubes_record.pool"](name, True, made)
     try:

@@ -25,9 +25,7 @@ __salt__: dict[str, Any]
 __virtualname__ = "ramboot_qubes_audit"
 
 MIB = 1 << 20
-FILE_DRIVERS = ("file", "file-reflink")
 COPIES = ("zram", "tmpfs", "image")
-FOLDERS = ("appvms", "vm-templates")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
 OUT_OF_REACH = "out of reach"
@@ -190,10 +188,11 @@ def remove_orphans(token: str) -> list[str]:
 
 def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
     driver = config.get("driver")
-    if driver in FILE_DRIVERS and not _is_there(config):
+    of_files = bool(__salt__["ramboot_qubes_pools.folders_of"](config))
+    if of_files and not _is_there(config):
         # a stick that is not mounted: what lies on it does not lie on what shows its path now
         return "unknown", f"{config['dir_path']}, where the pool's directories are not there"
-    if driver in (*FILE_DRIVERS, "linux-kernel"):
+    if of_files or driver == "linux-kernel":
         return _where_file(config["dir_path"], mounts)
     if driver == "lvm_thin":
         return _where_lvm(config, mounts)
@@ -204,7 +203,7 @@ def _is_there(config: dict[str, str]) -> bool:
     """Whether a pool of files shows: both drivers make these directories when it is added, and
     never again (QubesOS/qubes-core-admin: qubes/storage/file.py and reflink.py, setup).
     """
-    return any(os.path.isdir(os.path.join(config["dir_path"], folder)) for folder in FOLDERS)
+    return any(map(os.path.isdir, __salt__["ramboot_qubes_pools.folders_of"](config)))
 
 
 def _lacks_file(volume: dict[str, Any], file: str) -> bool:
@@ -501,9 +500,9 @@ def _left_over(
     files = {os.path.realpath(file) for _vid, file in known if file}
     kept = _kept(pools, known)
     for config in pools.values():
-        if config.get("driver") in FILE_DRIVERS:
-            found += _left_directories(config["dir_path"], qubes, kept)
-            found += _left_files(config["dir_path"], qubes, files)
+        for folder in __salt__["ramboot_qubes_pools.folders_of"](config):
+            found += _left_directories(folder, qubes, kept)
+            found += _left_files(folder, qubes, files)
     items = sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
     return (
         [item for item in items if item["qube"] not in qubes],
@@ -589,39 +588,34 @@ def _volumes() -> list[dict[str, str]]:
         raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
 
 
-def _left_directories(top: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
+def _left_directories(folder: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
     found = []
-    for folder in FOLDERS:
-        parent = os.path.join(top, folder)
-        if not os.path.isdir(parent):
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        # lost+found is nobody's
+        if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
             continue
-        for name in sorted(os.listdir(parent)):
-            path = os.path.join(parent, name)
-            # lost+found is nobody's
-            if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
-                continue
-            if _holds(path, kept):
-                continue
-            info = os.lstat(path)
-            found.append(
-                {
-                    "what": path,
-                    "kind": "directory",
-                    "qube": name,
-                    "bytes": 0 if os.path.islink(path) else _allocated(path),
-                    "made": str(info.st_mtime_ns),
-                }
-            )
+        if _holds(path, kept):
+            continue
+        info = os.lstat(path)
+        found.append(
+            {
+                "what": path,
+                "kind": "directory",
+                "qube": name,
+                "bytes": 0 if os.path.islink(path) else _allocated(path),
+                "made": str(info.st_mtime_ns),
+            }
+        )
     return found
 
 
-def _left_files(top: str, qubes: set[str], known: set[str]) -> list[dict[str, Any]]:
+def _left_files(folder: str, qubes: set[str], known: set[str]) -> list[dict[str, Any]]:
     """Volumes in the directory of a qube that is there, each of qubes in /var/lib/qubes has one."""
     return [
         {"what": path, "kind": "file", "qube": name}
-        for folder in FOLDERS
         for name in sorted(qubes)
-        for path in sorted(glob.glob(os.path.join(glob.escape(top), folder, name, "*.img*")))
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), name, "*.img*")))
         if (match := _FILE.match(os.path.basename(path)))
         and os.path.realpath(os.path.join(os.path.dirname(path), f"{match[1]}.img")) not in known
     ]
@@ -646,10 +640,9 @@ def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]], kept: set[st
     if item["kind"] == "directory":
         parent = os.path.dirname(item["what"])
         allowed = {
-            os.path.join(config["dir_path"], folder)
+            folder
             for config in pools.values()
-            if config.get("driver") in FILE_DRIVERS
-            for folder in FOLDERS
+            for folder in __salt__["ramboot_qubes_pools.folders_of"](config)
         }
         if parent not in allowed:
             raise CommandExecutionError("it is no directory of a qube")
