@@ -7,9 +7,10 @@ asked of qubesd (ramboot_qubesadmin), nothing is guessed from names.
 
 A qube of ours has the feature `ramboot-made`, which holds its kind *and its own name*: disposables
 and clones inherit features (QubesOS/qubes-core-admin: qubes/vm/dispvm.py), and are not ours for
-that. It is set right after the qube is made, as "begun", and becomes whole last of all. Before,
-the record has the intent: a qube without a mark that is just what qubesd was asked for, was made in
-that moment and never touched since is what a crash between both left (`_Look.unlike`).
+that. It is set right after the qube is made, as "begun", and becomes whole last of all, after the
+record of it. Before it is set, the record has the intent: a qube without a mark that is just what
+qubesd was asked for, was made in that moment and never touched since is what a crash between both
+left (`_Look.unlike`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import difflib
 import ipaddress
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -65,10 +67,17 @@ HALTED = (("property", "template"), ("volume", "root rw"))
 # qubes/vm/__init__.py, setter_disposable_template; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
-# Features that say what is in a template's root: copied again with it.
-OF_THE_ROOT = ("supported-", "os", "template-", "last-update", "updates-available", "qrexec", "gui",
-               "boot-mode.", "qubes-", "vmexec", "apparmor", "default-menu-items",
+# Features that say what is in a template's root: copied again with it. Others of like names, such
+# as gui-videoram-min, are settings. (core-admin: qubes/ext/core_features.py, services.py,
+# supported_features.py, windows.py, qubes/api/misc.py; client: qubesadmin/tools/qvm_template.py,
+# qvm_template_postprocess.py)
+OF_THE_ROOT = ("os", "os-distribution", "os-distribution-like", "os-version", "os-eol", "qrexec",
+               "gui", "gui-emulated", "vmexec", "apparmor", "qubes-firewall", "qubes-agent-version",
+               "last-update", "last-updates-check", "updates-available", "default-menu-items",
                "netvm-menu-items")  # fmt: skip
+# And what begins so.
+OF_THE_ROOT_TOO = ("supported-service.", "supported-feature.", "supported-rpc.", "boot-mode.",
+                   "template-")  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -427,6 +436,18 @@ class _Look:
     def kind_of(self, name: str) -> str | None:
         return next((kind for kind in KINDS if name in self.settings.get(kind, {})), None)
 
+    @contextlib.contextmanager
+    def unless_gone(self, name: str) -> Iterator[None]:
+        """Around questions about one of all qubes: one that ended since they were listed, as a
+        disposable may at any time, is passed over, and listed no longer.
+        """
+        try:
+            yield
+        except CommandExecutionError:
+            if name in __salt__["ramboot_qubesadmin.qubes"]():
+                raise
+            self.qubes.pop(name, None)
+
     def _once(self, function: str, *arguments: Any) -> Any:
         key = (function, *map(str, arguments))
         if key not in self._cache:
@@ -462,6 +483,9 @@ class _Look:
 
     def value(self, name: str | None, key: str) -> dict[str, Any]:
         return self._once("properties", name, [key])[key]
+
+    def value_type(self, name: str, key: str) -> str | None:
+        return self._once("property_type", name, key)
 
     def standing(self, name: str) -> str:
         """`absent`, `half` (ours, not whole), `whole` (ours) or `foreign`."""
@@ -671,13 +695,12 @@ def _crowd_fault(look: _Look) -> str | None:
     """Where / is on no thin pool, Qubes itself puts every qube into varlibqubes on it
     (core-admin: qubes/app.py, _default_pool).
     """
-    others = {
-        info["pool"]
-        for name, qube in look.qubes.items()
-        if qube["class"] != "AdminVM" and look.standing(name) == "foreign"
-        for volume, info in look.volumes(name).items()
-        if volume != "kernel"
-    }
+    others: set[str] = set()
+    for name, qube in [*look.qubes.items()]:
+        with look.unless_gone(name):
+            if qube["class"] != "AdminVM" and look.standing(name) == "foreign":
+                volumes = look.volumes(name)
+                others |= {info["pool"] for key, info in volumes.items() if key != "kernel"}
     if others != {look.pool}:
         return None
     return (
@@ -841,18 +864,23 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
         found.append(
             f"{where}:label: there is no label {entry['label']}; known: {', '.join(look.labels())}"
         )
-    # one of the same class tells which properties there will be
-    model = name if name in look.qubes else None
-    model = model or next((key for key, qube in look.qubes.items() if qube["class"] == cls), None)
-    names = look.property_names(model) if model else []
+    names = _property_names(look, name, cls)
     known = {*look.qubes, *(key for _kind, key, _entry in look.entries())}
     for key, value in entry["properties"].items():
         if names and key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             found.append(f"{where}:properties:{key}: {cls} has no such property{hint}")
+        elif key in QUBE_VALUED and isinstance(value, int):
+            # to YAML `no` is false
+            found.append(
+                f"{where}:properties:{key}: {value} is not allowed; allowed: the name of a qube, or"
+                " nothing (null) for none"
+            )
         elif key in QUBE_VALUED and value and value not in known:
             found.append(f"{where}:properties:{key}: there is no qube {value}")
+        elif told := _type_fault(look, name, cls, key, value):
+            found.append(f"{where}:properties:{key}: {told}")
         elif value and key in NEEDS and value != name and not _will_be(look, value, NEEDS[key]):
             found.append(f"{where}:properties:{key}: {value} has no {NEEDS[key]}")
     dispvm = entry.get("default_dispvm", "self")
@@ -877,6 +905,56 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     if kind == "settings" and entry["template"] and entry["template"] not in known:
         found.append(f"{where}:template: there is no qube {entry['template']}")
     return found
+
+
+def _models(look: _Look, name: str, cls: str) -> list[str]:
+    """Qubes that tell of the properties of one that is there or will be, the best first: itself,
+    those of its class, others.
+    """
+    return sorted(look.qubes, key=lambda key: (key != name, look.qubes[key]["class"] != cls))
+
+
+def _property_names(look: _Look, name: str, cls: str) -> list[str]:
+    """Which properties it has or will have; none where that can't be told."""
+    for model in _models(look, name, cls):
+        if model == name or look.qubes[model]["class"] == cls:
+            with look.unless_gone(model):
+                return look.property_names(model)
+    return []
+
+
+def _property_type(look: _Look, name: str, cls: str, key: str) -> str | None:
+    """As ramboot_qubesadmin.property_type. It is the same in each class that has the property
+    (core-admin: qubes/vm/*.py).
+    """
+    for model in _models(look, name, cls):
+        with look.unless_gone(model):
+            if key in look.property_names(model) and (found := look.value_type(model, key)):
+                return found
+    return None
+
+
+def _type_fault(look: _Look, name: str, cls: str, key: str, value: Any) -> str | None:
+    """Why qubesd would refuse a value for its type alone (core-admin: qubes/__init__.py,
+    property.sanitize and bool), as far as that can be told.
+    """
+    wanted, text = _property_type(look, name, cls, key), _text(value)
+    if wanted == "bool" and not any(text.lower() in words for words in BOOLS.values()):
+        allowed = "true or false"
+    elif wanted == "int" and not _is_whole(text):
+        allowed = "a whole number"
+    else:
+        return None
+    shown = "nothing" if value is None else repr(value)
+    return f"{shown} is not allowed; allowed: {allowed}"
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _will_be(look: _Look, name: str, key: str, above: tuple[str, ...] = ()) -> bool:
@@ -911,7 +989,7 @@ def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
         return [
             f"{name}: its template can't be changed while {', '.join(above)} is running; halt it"
         ]
-    if name is None or not look.qubes[name]["running"]:
+    if name not in look.qubes or not look.qubes[name]["running"]:
         return []
     taken = group == "pci" and key in look.devices(name) and not look.pci_while_running()
     if (group, key) in HALTED or taken:
@@ -940,13 +1018,16 @@ def _needed_by(look: _Look, step: dict[str, Any], steps: list[dict[str, Any]]) -
     if key == "template_for_dispvms":
         return _users(look, name, steps, ("template", "default_dispvm", "management_dispvm"))
     changed = {other["what"] for other in steps}
-    return {
-        other: f"{other} (netvm)"
-        for other in look.qubes
-        if "netvm" in look.property_names(other)
-        and look.value(other, "netvm")["value"] == name
-        and f"{other}: netvm" not in changed
-    }
+    found = {}
+    for other in [*look.qubes]:
+        with look.unless_gone(other):
+            if (
+                "netvm" in look.property_names(other)
+                and look.value(other, "netvm")["value"] == name
+                and f"{other}: netvm" not in changed
+            ):
+                found[other] = f"{other} (netvm)"
+    return found
 
 
 def _next_netvm(look: _Look, name: str, value: Any) -> str:
@@ -1120,7 +1201,7 @@ def _spelt(key: str, value: str, now: str) -> str:
         return "".join(sorted({value[at : at + 7] for at in range(0, len(value), 7)}))
     if now in BOOLS:
         return next((key for key, words in BOOLS.items() if value.lower() in words), value)
-    whole = re.compile(r"\s*-?\d+\s*", re.ASCII)
+    whole = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
     return str(int(value)) if whole.fullmatch(value) and whole.fullmatch(now) else value
 
 
@@ -1187,7 +1268,9 @@ def _undo(look: _Look) -> dict[str, Any]:
     found: list[str] = []
     gone: set[str] = set()
     for name in sorted(look.qubes):
-        standing = look.standing(name)
+        standing = ""
+        with look.unless_gone(name):
+            standing = look.standing(name)
         if (
             standing == "half"
             and not look.in_the_way(name)
@@ -1207,6 +1290,10 @@ def _undo(look: _Look) -> dict[str, Any]:
             )
     # whoever stays keeps what it needs, and so on
     users = {name: _users(look, name, steps) for name in gone}
+    for using in users.values():
+        # a question for another one's may have told that it ended
+        for other in using.keys() - {"", *look.qubes}:
+            del using[other]
     while blocked := sorted(name for name in gone if users[name].keys() - gone):
         for name in blocked:
             stays = [told for other, told in users[name].items() if other not in gone]
@@ -1214,7 +1301,10 @@ def _undo(look: _Look) -> dict[str, Any]:
         gone -= set(blocked)
     for name in sorted(look.qubes):
         # what is no more copied anew has to be updated itself
-        held = look.features(name) if look.standing(name) == "whole" and name not in gone else {}
+        held: dict[str, str] = {}
+        with look.unless_gone(name):
+            held = look.features(name) if look.standing(name) == "whole" else {}
+        held = {} if name in gone else held
         if held.get(PROHIBIT, "").startswith("ramboot: "):
             steps += [
                 _step(
@@ -1231,6 +1321,8 @@ def _undo(look: _Look) -> dict[str, Any]:
                 left.append(f"{step['what']} is needed by {', '.join(stays)} and is left as it is")
             else:
                 late.append(step)
+    # each question above may have found that one ended
+    gone &= set(look.qubes)
     found += [
         f"{name} is running: halt it, then undo again"
         for name in sorted(gone)
@@ -1254,13 +1346,13 @@ def _undo(look: _Look) -> dict[str, Any]:
             and look.value(None, key) == {"value": name, "default": False}
             and f"system: {_shown('property', key)}" not in {step["what"] for step in steps}
         ]
-        inside = sorted(
-            key
-            for key in look.qubes
-            if key not in gone
-            and not any(key in look.preloaded(base) for base in gone)
-            and any(info["pool"] == name for info in look.volumes(key).values())
-        )
+        inside = []
+        for key in sorted(look.qubes):
+            if key in gone or any(key in look.preloaded(base) for base in gone):
+                continue
+            with look.unless_gone(key):
+                if any(info["pool"] == name for info in look.volumes(key).values()):
+                    inside.append(key)
         if name not in look.pools:
             steps.append(_step(f"pool {name}", "recorded", None, ["remove_pool", name]))
         elif inside or named:
@@ -1287,28 +1379,37 @@ def _users(
     """
     changed = {step["what"] for step in steps}
     found: dict[str, str] = {}
-    for other, qube in look.qubes.items():
+    for other in [*look.qubes]:
         if other == name:
             continue
-        # it goes with its template
-        preloaded = OF_PRELOADED if other in look.preloaded(name) else set()
-        kept = f"{other}: template" not in changed and not preloaded
-        if qube["template"] == name and kept:
-            found[other] = other
-            continue
-        named = {*(keys or QUBE_VALUED)} - {"template"} - preloaded
-        for key in named & set(look.property_names(other)):
-            value = look.value(other, key)
-            if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
-                found[other] = f"{other} ({key})"
-        # core-admin: qubes/vm/__init__.py, get_provided_assignments
-        if not keys and qube["class"] != "RemoteVM" and name in look.backends(other):
-            found[other] = f"{other} (a device)"
+        with look.unless_gone(other):
+            if how := _use(look, name, other, changed, keys):
+                found[other] = how
     for key in [key for key in look.property_names(None) if not keys or key in keys]:
         pool = key.startswith("default_pool")
         if not pool and look.value(None, key)["value"] == name and f"system: {key}" not in changed:
             found[""] = f"the system ({key})"
     return found
+
+
+def _use(
+    look: _Look, name: str, other: str, changed: set[str], keys: tuple[str, ...]
+) -> str | None:
+    """Of `_users` one, as it is told; None where it does not use it."""
+    qube, how = look.qubes[other], None
+    # it goes with its template
+    preloaded = OF_PRELOADED if other in look.preloaded(name) else set()
+    if qube["template"] == name and f"{other}: template" not in changed and not preloaded:
+        return other
+    named = {*(keys or QUBE_VALUED)} - {"template"} - preloaded
+    for key in named & set(look.property_names(other)):
+        value = look.value(other, key)
+        if value["value"] == name and not value["default"] and f"{other}: {key}" not in changed:
+            how = f"{other} ({key})"
+    # core-admin: qubes/vm/__init__.py, get_provided_assignments
+    if not keys and qube["class"] != "RemoteVM" and name in look.backends(other):
+        how = f"{other} (a device)"
+    return how
 
 
 def _step(what: str, old: Any, new: Any, do: list[Any]) -> dict[str, Any]:
@@ -1417,9 +1518,8 @@ def _do(step: dict[str, Any]) -> list[str]:
 
 
 def _do_add_pool(name: str, entry: dict[str, Any]) -> None:
-    top = entry["dir_path"]
     # what the pool makes of it (core-admin: qubes/storage/file.py and reflink.py, setup)
-    folders = [top, *(os.path.join(top, folder) for folder in ("appvms", "vm-templates"))]
+    folders = [entry["dir_path"], *__salt__["ramboot_qubes_pools.folders_of"](entry)]
     made = [folder for folder in folders if not os.path.lexists(folder)]
     __salt__["ramboot_qubes_record.pool"](name, True, made)
     try:
@@ -1544,8 +1644,10 @@ def _do_make(
                 )
         source = entry["source"] if kind in CLONES else None
         told = __salt__["ramboot_qubesadmin.update_menu"](name, source)
-        __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"whole {kind} {name}")
+        # in this order: what is cut off between the two is half-made, and made anew; with the mark
+        # alone it would count as used for ever
         __salt__["ramboot_qubes_record.made"](name, kind, True, look.states(name))
+        __salt__["ramboot_qubesadmin.set_feature"](name, MADE, f"whole {kind} {name}")
     except CommandExecutionError as error:
         raise CommandExecutionError(f"{error}; {_unmake(name)}") from error
     return [told] if told else []
@@ -1637,7 +1739,7 @@ def _do_refresh(name: str, source: str) -> None:
     _check_copy(name, source, before)
     theirs = look.features(source)
     for key in {*theirs, *look.features(name)}:
-        if key.startswith(OF_THE_ROOT):
+        if key in OF_THE_ROOT or key.startswith(OF_THE_ROOT_TOO):
             __salt__["ramboot_qubesadmin.set_feature"](name, key, theirs.get(key))
     # in this order: what is cut off between the two is copied once more
     __salt__["ramboot_qubes_record.made"](name, "templates", True, _Look(_settings()).states(name))

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import xml.etree.ElementTree
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -24,9 +25,7 @@ __salt__: dict[str, Any]
 __virtualname__ = "ramboot_qubes_audit"
 
 MIB = 1 << 20
-FILE_DRIVERS = ("file", "file-reflink")
 COPIES = ("zram", "tmpfs", "image")
-FOLDERS = ("appvms", "vm-templates")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
 OUT_OF_REACH = "out of reach"
@@ -76,18 +75,20 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pools = __salt__["ramboot_qubesadmin.pools"]()
     lies = {name: _where(name, config, mounts) for name, config in pools.items()}
     qubes = __salt__["ramboot_qubesadmin.qubes"]()
+    # a qube of another machine has no volume here (core-admin: qubes/vm/remotevm.py)
+    asked = {key for key, qube in qubes.items() if qube["class"] not in ("AdminVM", "RemoteVM")}
+    of_qubes = _of_each(
+        [name for name in qubes if name in asked],
+        lambda name: _qube(name, qubes[name], pools, lies, mounts),
+    )
     rows: list[dict[str, Any]] = []
-    removed, since = _since(set(qubes))
+    removed, since = _since(set(qubes) - (asked - set(of_qubes)))
     rows += removed
     stateless = others = 0
-    for name, qube in qubes.items():
-        # a qube of another machine has no volume here (core-admin: qubes/vm/remotevm.py)
-        if qube["class"] in ("AdminVM", "RemoteVM"):
-            continue
-        found = _qube(name, qube, pools, lies, mounts)
+    for name, found in of_qubes.items():
         if since is not None:
             # it is the first row that is about the qube as a whole
-            found[0]["finding"] += _told_of_session(name, qube, since, found)
+            found[0]["finding"] += _told_of_session(name, qubes[name], since, found)
         rows += found
         if found[0]["verdict"] == "ram":
             stateless += 1
@@ -99,7 +100,7 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if config["driver"] != "linux-kernel"
     ]
     rows += _new_qubes(lies)
-    left, named = _left_over(pools)
+    left, named = _left_over(pools, strict=False)
     told_of = ((left, "of {}, which is no more"),
                (named, "bears the name of qube {}, which does not have it"))  # fmt: skip
     rows += [
@@ -168,7 +169,7 @@ def remove_orphans(token: str) -> list[str]:
             "nothing was deleted: what is left over is not what the token was given for; list it"
             " again with ramboot.orphans"
         )
-    kept = _kept(pools, _known(pools, __salt__["ramboot_qubesadmin.qubes"]()))
+    kept = _kept(pools, _known(pools, _volumes_of(__salt__["ramboot_qubesadmin.qubes"]())))
     done: list[str] = []
     for item in found:
         try:
@@ -187,10 +188,11 @@ def remove_orphans(token: str) -> list[str]:
 
 def _where(name: str, config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[str, str]:
     driver = config.get("driver")
-    if driver in FILE_DRIVERS and not _is_there(config):
+    of_files = bool(__salt__["ramboot_qubes_pools.folders_of"](config))
+    if of_files and not _is_there(config):
         # a stick that is not mounted: what lies on it does not lie on what shows its path now
         return "unknown", f"{config['dir_path']}, where the pool's directories are not there"
-    if driver in (*FILE_DRIVERS, "linux-kernel"):
+    if of_files or driver == "linux-kernel":
         return _where_file(config["dir_path"], mounts)
     if driver == "lvm_thin":
         return _where_lvm(config, mounts)
@@ -201,7 +203,7 @@ def _is_there(config: dict[str, str]) -> bool:
     """Whether a pool of files shows: both drivers make these directories when it is added, and
     never again (QubesOS/qubes-core-admin: qubes/storage/file.py and reflink.py, setup).
     """
-    return any(os.path.isdir(os.path.join(config["dir_path"], folder)) for folder in FOLDERS)
+    return any(map(os.path.isdir, __salt__["ramboot_qubes_pools.folders_of"](config)))
 
 
 def _lacks_file(volume: dict[str, Any], file: str) -> bool:
@@ -310,6 +312,20 @@ def _device_mapper() -> dict[str, str]:
 
 
 # Qubes
+
+
+def _of_each(names: Iterable[str], ask: Callable[[str], Any]) -> dict[str, Any]:
+    """What `ask` answers about each of these qubes; without those that ended since they were
+    listed, as a disposable may at any time.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = ask(name)
+        except CommandExecutionError:
+            if name in __salt__["ramboot_qubesadmin.qubes"]():
+                raise
+    return found
 
 
 def _qube(
@@ -470,20 +486,23 @@ def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def _left_over(
-    pools: dict[str, dict[str, str]],
+    pools: dict[str, dict[str, str]], strict: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is of qubes that are no more; and what bears the name of one that is there and does not
-    have it, which is not plainly of one that is no more.
+    have it, which is not plainly of one that is no more. What may be deleted is told by a list that
+    stays the same: if strict, a qube that ends meanwhile is an error.
     """
-    qubes = __salt__["ramboot_qubesadmin.qubes"]()
-    known = _known(pools, qubes)
+    listed = __salt__["ramboot_qubesadmin.qubes"]()
+    volumes = _volumes_of(listed, strict)
+    qubes = {name for name, qube in listed.items() if name in volumes or qube["class"] == "AdminVM"}
+    known = _known(pools, volumes)
     found = _left_volumes(pools, {vid for vid, _file in known})
     files = {os.path.realpath(file) for _vid, file in known if file}
     kept = _kept(pools, known)
     for config in pools.values():
-        if config.get("driver") in FILE_DRIVERS:
-            found += _left_directories(config["dir_path"], set(qubes), kept)
-            found += _left_files(config["dir_path"], set(qubes), files)
+        for folder in __salt__["ramboot_qubes_pools.folders_of"](config):
+            found += _left_directories(folder, qubes, kept)
+            found += _left_files(folder, qubes, files)
     items = sorted({item["what"]: item for item in found}.values(), key=lambda item: item["what"])
     return (
         [item for item in items if item["qube"] not in qubes],
@@ -491,15 +510,23 @@ def _left_over(
     )
 
 
+def _volumes_of(
+    qubes: dict[str, dict[str, Any]], strict: bool = True
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{qube: its volumes}; unless strict, without qubes that ended meanwhile."""
+    ask = __salt__["ramboot_qubesadmin.volumes"]
+    names = [name for name, qube in qubes.items() if qube["class"] != "AdminVM"]
+    return {name: ask(name) for name in names} if strict else _of_each(names, ask)
+
+
 def _known(
-    pools: dict[str, dict[str, str]], qubes: dict[str, dict[str, Any]]
+    pools: dict[str, dict[str, str]], volumes: dict[str, dict[str, dict[str, Any]]]
 ) -> set[tuple[str, str | None]]:
     """(vid, its file in a pool of files) of each volume that qubesd knows."""
     return {
         (vid, __salt__["ramboot_qubes_pools.file_of"](pools.get(volume["pool"]), {"vid": vid}))
-        for name, qube in qubes.items()
-        if qube["class"] != "AdminVM"
-        for volume in __salt__["ramboot_qubesadmin.volumes"](name).values()
+        for of_one in volumes.values()
+        for volume in of_one.values()
         for vid in (volume["vid"], volume["source"])
         if vid
     }
@@ -561,39 +588,34 @@ def _volumes() -> list[dict[str, str]]:
         raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
 
 
-def _left_directories(top: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
+def _left_directories(folder: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
     found = []
-    for folder in FOLDERS:
-        parent = os.path.join(top, folder)
-        if not os.path.isdir(parent):
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        # lost+found is nobody's
+        if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
             continue
-        for name in sorted(os.listdir(parent)):
-            path = os.path.join(parent, name)
-            # lost+found is nobody's
-            if name in qubes or not _NAME.fullmatch(name) or not os.path.isdir(path):
-                continue
-            if _holds(path, kept):
-                continue
-            info = os.lstat(path)
-            found.append(
-                {
-                    "what": path,
-                    "kind": "directory",
-                    "qube": name,
-                    "bytes": 0 if os.path.islink(path) else _allocated(path),
-                    "made": str(info.st_mtime_ns),
-                }
-            )
+        if _holds(path, kept):
+            continue
+        info = os.lstat(path)
+        found.append(
+            {
+                "what": path,
+                "kind": "directory",
+                "qube": name,
+                "bytes": 0 if os.path.islink(path) else _allocated(path),
+                "made": str(info.st_mtime_ns),
+            }
+        )
     return found
 
 
-def _left_files(top: str, qubes: set[str], known: set[str]) -> list[dict[str, Any]]:
+def _left_files(folder: str, qubes: set[str], known: set[str]) -> list[dict[str, Any]]:
     """Volumes in the directory of a qube that is there, each of qubes in /var/lib/qubes has one."""
     return [
         {"what": path, "kind": "file", "qube": name}
-        for folder in FOLDERS
         for name in sorted(qubes)
-        for path in sorted(glob.glob(os.path.join(glob.escape(top), folder, name, "*.img*")))
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), name, "*.img*")))
         if (match := _FILE.match(os.path.basename(path)))
         and os.path.realpath(os.path.join(os.path.dirname(path), f"{match[1]}.img")) not in known
     ]
@@ -618,10 +640,9 @@ def _delete(item: dict[str, Any], pools: dict[str, dict[str, str]], kept: set[st
     if item["kind"] == "directory":
         parent = os.path.dirname(item["what"])
         allowed = {
-            os.path.join(config["dir_path"], folder)
+            folder
             for config in pools.values()
-            if config.get("driver") in FILE_DRIVERS
-            for folder in FOLDERS
+            for folder in __salt__["ramboot_qubes_pools.folders_of"](config)
         }
         if parent not in allowed:
             raise CommandExecutionError("it is no directory of a qube")

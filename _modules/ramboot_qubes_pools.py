@@ -142,6 +142,24 @@ def mount_of(path: str, mounts: list[dict[str, Any]]) -> dict[str, Any]:
     return best
 
 
+def folders_of(config: dict[str, str]) -> list[str]:
+    """
+    The directories below which a pool of files has those of its qubes; none for another pool.
+
+    config
+        as in ramboot_qubesadmin.pools.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_pools.folders_of '{driver: file, dir_path: /x}'
+    """
+    if config.get("driver") not in FILE_DRIVERS:
+        return []
+    return [os.path.join(config["dir_path"], folder) for folder in FOLDERS]
+
+
 def file_of(config: dict[str, str] | None, volume: dict[str, Any]) -> str | None:
     """
     The file of a volume; None in a pool that is not of files.

@@ -165,6 +165,28 @@ def properties(name: str | None, names: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def property_type(name: str, key: str) -> str | None:
+    """
+    Of which type a property is, as qubesd tells it with the value.
+
+    name, key
+        a qube, and a property of it.
+
+    Returns "bool" or "int"; None for any other type, and where it has no value.
+
+    Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubesadmin.property_type sys-net memory
+    """
+    with _asking(f"the properties of {name}"):
+        found = type(getattr(_qube(_app(), name), key, None)).__name__
+    return found if found in ("bool", "int") else None
+
+
 def features(name: str) -> dict[str, str]:
     """
     The features of a qube, its own alone, not those of its template.

@@ -82,8 +82,10 @@ def absent(name: str) -> dict[str, Any]:
             return _result(name, None if changes else True, changes, _lines(told, todo["left"]))
         left = __salt__["ramboot_qubes.undo"]()
         again = _changes(__salt__["ramboot_qubes.undo_pending"]()["steps"])
-        if again:
-            raise CommandExecutionError(f"undone without an error and still there: {again}")
+        if still := {key: value for key, value in again.items() if key in changes}:
+            raise CommandExecutionError(f"undone without an error and still there: {still}")
+        # such as what a disposable needed that ended meanwhile
+        left = [*left, *(f"{key} can be undone by now: apply this again" for key in again)]
     except (CommandExecutionError, OSError) as error:
         return _result(name, False, _done(changes, None), str(error))
     told = f"undone: {', '.join(changes)}" if changes else "nothing to undo"

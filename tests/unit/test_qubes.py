@@ -29,7 +29,7 @@ class Formula:
     def __init__(self, world, qubesd):
         self.world, self.qubesd = world, qubesd
         for name in ("config", "preflight", "record", "qubes_record", "qubes_pools", "qubes"):
-            world.module(f"ramboot_{name}")
+            self.qubes = world.module(f"ramboot_{name}")
         self.states = world.state("ramboot_qubes")
         self.layout = yaml.safe_load((FIXTURES / "layout/qubes-default.yaml").read_text())
         world.salt["ramboot_preflight.root_layout"] = lambda: {
@@ -358,7 +358,7 @@ def test_the_first_value_is_put_back_not_the_last(formula, qubesd):
 def test_values_may_be_written_as_qubesd_reads_them(formula, qubesd):
     formula.pillar({})
     before = json.loads(formula.snapshot()[0])["qubes"]
-    given = {"autostart": "yes", "debug": 1, "include_in_backups": "Off", "memory": "0300"}
+    given = {"autostart": "yes", "debug": 1, "include_in_backups": "Off", "memory": "+0300"}
     answer = formula.good({"settings": {"sys-net": {"properties": given}}})["settings"]
     assert [(key, change["new"]) for key, change in answer["changes"].items()] == [
         ("sys-net: autostart", "True"),
@@ -996,6 +996,61 @@ def test_a_qube_that_a_crash_left_without_a_mark_is_made_anew(formula, qubesd, e
     assert not any(answer["changes"] for answer in formula.good().values())
 
 
+def cut_at_note(formula, number, when, whole=None):
+    """Apply, and the power goes before or after the nth note about what is made; of a qube, if
+    named, that it is whole. Whether it came to that.
+    """
+    made, seen = formula.world.salt["ramboot_qubes_record.made"], []
+
+    def note(name, kind, *rest, **named):
+        if whole is None or (name == whole and rest[:1] == (True,)):
+            seen.append(name)
+        now = len(seen) == number
+        if now and when == "before":
+            raise KeyboardInterrupt
+        made(name, kind, *rest, **named)
+        if now:
+            raise KeyboardInterrupt
+
+    formula.world.salt["ramboot_qubes_record.made"] = note
+    try:
+        formula.apply()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        formula.world.salt["ramboot_qubes_record.made"] = made
+    return False
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_power_cut_at_any_note_leaves_nothing_that_absent_would_keep(formula, when):
+    formula.pillar(EXAMPLE)
+    before = formula.snapshot()
+    number = 1
+    while cut_at_note(formula, number, when):
+        formula.good()
+        answer = formula.absent()
+        assert answer["result"] is True, (number, answer)
+        assert formula.snapshot() == before, number
+        number += 1
+    assert number > 10
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_power_cut_between_the_note_and_the_mark_of_any_kind_heals(formula, everything, when):
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])
+    formula.pillar(everything)
+    for name in sorted(KIND_OF, key=lambda name: [*formula.qubes.KINDS].index(KIND_OF[name])):
+        assert cut_at_note(formula, 1, when, whole=name)
+        assert formula.apply(test=True)["qubes"]["changes"][name]["old"] == "half-made"
+    formula.good()
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert "left:" not in answer["comment"]
+    assert json.loads(formula.snapshot()[0]) == before
+
+
 def test_what_qubesd_itself_gives_a_qube_does_not_make_it_somebodys(formula, qubesd):
     qubesd.qubes["debian-12-xfce"]["features"]["default-menu-items"] = "firefox.desktop"
     crash(formula, qubesd, DVM)
@@ -1217,6 +1272,40 @@ def test_refresh_brings_the_features_that_describe_the_root(formula, qubesd):
     assert "updates-available" not in features
 
 
+def test_refresh_takes_no_setting_of_the_users_from_the_copy(formula, qubesd):
+    """Each is named like one that says what is in the root."""
+    formula.good(EXAMPLE)
+    mine = {
+        "gui-videoram-min": "100000",
+        "gui-videoram-overhead": "1",
+        "gui-seamless": "1",
+        "os-mine": "1",
+        "qubes-mine": "1",
+        "vmexec-mine": "1",
+        "last-updates-mine": "1",
+        "supported-mine": "1",
+        "internal": "1",
+    }
+    derived = {
+        "gui": "1",
+        "gui-emulated": "1",
+        "os": "Linux",
+        "os-eol": "2030-01-01",
+        "last-updates-check": "then",
+        "supported-service.cups": "1",
+        "supported-feature.x": "1",
+        "supported-rpc.qubes.Filecopy": "1",
+        "boot-mode.kernelopts.x": "y",
+        "template-release": "1",
+    }
+    qubesd.qubes[CLONE]["features"] |= {**mine, **derived}
+    qubesd.update("debian-12-xfce")
+    formula.good()
+    features = qubesd.qubes[CLONE]["features"]
+    assert {key: features.get(key) for key in mine} == mine
+    assert not features.keys() & derived.keys()
+
+
 def test_refresh_manual_tells_and_keeps(formula, qubesd):
     wanted = {"templates": {CLONE: {"source": "debian-12-xfce", "refresh": "manual"}}}
     formula.good(wanted)
@@ -1359,6 +1448,18 @@ def test_a_refresh_that_is_cut_off_leaves_nobodys_data(formula, qubesd, left, th
         assert not {CLONE, DVM} & set(qubesd.qubes)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_power_cut_at_the_last_note_of_a_refresh_does_not_make_the_copy_used(
+    formula, qubesd, when
+):
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce")
+    assert cut_at_note(formula, 1, when, whole=CLONE)
+    formula.good()
+    assert formula.absent()["result"] is True
+    assert not {CLONE, DVM} & set(qubesd.qubes)
+
+
 def test_a_refresh_that_is_cut_off_at_its_last_note_is_done_again(formula, qubesd):
     formula.good(EXAMPLE)
     qubesd.update("debian-12-xfce")
@@ -1376,6 +1477,92 @@ def test_a_refresh_that_is_cut_off_at_its_last_note_is_done_again(formula, qubes
     assert not any(answer["changes"] for answer in formula.good().values())
     assert formula.absent()["result"] is True
     assert CLONE not in qubesd.qubes
+
+
+# Disposables end at any time
+
+
+def ends_when(formula, qubesd, name, question, about=None):
+    """A qube is no more as soon as this is asked about it, or about another."""
+    asked = formula.world.salt[f"ramboot_qubesadmin.{question}"]
+
+    def ask(*arguments):
+        if arguments[0] == (about or name) and name in qubesd.qubes:
+            del sys.modules["qubesadmin"].Qubes().domains[name]
+        return asked(*arguments)
+
+    formula.world.salt[f"ramboot_qubesadmin.{question}"] = ask
+
+
+@pytest.fixture
+def disp7(formula, qubesd):
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template="default-dvm")
+    return "disp7"
+
+
+QUESTIONS = ("features", "property_names", "properties", "backends", "volumes")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_disposable_that_ends_during_an_undo_is_passed_over(formula, qubesd, disp7, question):
+    pool = {"usb": {"dir_path": f"{formula.world.root}/usb", "on_root": True}}
+    formula.good({**EXAMPLE, "file_pools": pool})
+    ends_when(formula, qubesd, disp7, question)
+    answer = formula.absent()
+    assert disp7 not in qubesd.qubes
+    assert (answer["result"], set(answer["changes"])) == (True, {CLONE, DVM, "pool usb"}), answer
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_disposable_that_ends_during_the_check_is_passed_over(formula, qubesd, disp7, question):
+    named = {"template": DVM, "properties": {"memory": 300}}
+    # who names it is asked when it is to provide no network
+    sys.modules["qubesadmin"].Qubes().add_new_vm(
+        "AppVM", "net", "red", template="debian-12-xfce"
+    ).provides_network = True
+    off = {"net": {"properties": {"provides_network": False}}}
+    ends_when(formula, qubesd, disp7, question)
+    formula.good({**EXAMPLE, "disposables": {"named": named}, "settings": off})
+    assert (disp7 in qubesd.qubes) == (question == "backends")
+
+
+def test_a_user_that_ended_keeps_nothing_from_being_undone(formula, qubesd):
+    """Found when another qube's users are looked for."""
+    formula.good({**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}})
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template=DVM)
+    ends_when(formula, qubesd, "disp7", "property_names")
+    assert {CLONE, DVM, "work"} <= set(formula.absent()["changes"])
+    assert "work" not in qubesd.qubes
+
+
+def test_a_qube_that_is_still_there_and_can_not_be_asked_stops_an_undo(formula, qubesd, disp7):
+    formula.good(EXAMPLE)
+    exc = sys.modules["qubesadmin.exc"]
+    formula.fail("admin.vm.feature", disp7, exc.QubesDaemonCommunicationError("no answer"))
+    qubesd.calls.clear()
+    answer = formula.absent()
+    assert answer["result"] is False
+    assert answer["comment"] == f"the features of {disp7}: qubesd can't be reached: no answer"
+    assert {CLONE, DVM} <= set(qubesd.qubes)
+
+
+def test_what_can_be_undone_when_a_disposable_ended_at_last_is_told(formula, qubesd):
+    formula.good(EXAMPLE)
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template=DVM)
+    undo = formula.world.salt["ramboot_qubes.undo"]
+
+    def and_then_it_ends():
+        left = undo()
+        del qubesd.qubes["disp7"]
+        return left
+
+    formula.world.salt["ramboot_qubes.undo"] = and_then_it_ends
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert not {CLONE, DVM} & set(answer["changes"])
+    assert f"left: {DVM} can be undone by now: apply this again" in answer["comment"].splitlines()
+    formula.world.salt["ramboot_qubes.undo"] = undo
+    assert list(formula.absent()["changes"]) == [DVM, CLONE]
 
 
 # Faults: all at once, before anything is changed
@@ -1429,6 +1616,64 @@ def test_faults_are_told_all_at_once(formula, qubesd):
         "disposables:e:template: sys-net is no template of disposables",
         "settings:nobody: there is no such qube",
     ]
+
+
+@pytest.mark.parametrize("value", [False, 0, True, 7], ids=str)
+@pytest.mark.parametrize("key", ["netvm", "default_dispvm"])
+def test_a_property_that_is_a_qube_takes_no_number_and_no_switch(formula, key, value):
+    """`netvm: no` in YAML."""
+    new = {"template": CLONE, "properties": {key: value}}
+    there = {"tags": ["mine"], "properties": {key: value}}
+    found = check(formula, {**EXAMPLE, "app_qubes": {"w": new}, "settings": {"sys-net": there}})
+    told = f"{value} is not allowed; allowed: the name of a qube, or nothing (null) for none"
+    assert found == [
+        f"{where}:properties:{key}: {told}" for where in ("app_qubes:w", "settings:sys-net")
+    ]
+
+
+def test_values_of_another_type_than_the_property_is_are_told(formula):
+    """Also of a qube whose class has none yet: any that has the property tells its type."""
+    given = {"memory": "lots", "vcpus": True, "autostart": "maybe", "debug": None, "maxmem": None}
+    told = [
+        "memory: 'lots' is not allowed; allowed: a whole number",
+        "vcpus: True is not allowed; allowed: a whole number",
+        "autostart: 'maybe' is not allowed; allowed: true or false",
+        "debug: nothing is not allowed; allowed: true or false",
+        "maxmem: nothing is not allowed; allowed: a whole number",
+    ]
+    wanted = {
+        "templates": {CLONE: {"source": "debian-12-xfce", "properties": given}},
+        "standalones": {"alone": {"source": "debian-12-xfce", "properties": given}},
+        "settings": {
+            "sys-net": {"properties": given, "tags": ["mine"]},
+            "dom0": {"properties": {"include_in_backups": 2}},
+        },
+    }
+    places = (f"templates:{CLONE}", "standalones:alone", "settings:sys-net")
+    assert check(formula, wanted) == [
+        *(f"{place}:properties:{one}" for place in places for one in told),
+        "settings:dom0:properties:include_in_backups: 2 is not allowed; allowed: true or false",
+    ]
+
+
+def test_what_qubesd_takes_is_not_refused_for_its_type(formula, qubesd):
+    # text that looks like another type
+    qubesd.qubes["sys-net"]["properties"] |= {"default_user": "1000", "kernel": "True"}
+    given = {
+        "maxmem": 0,
+        "memory": "0300",
+        "vcpus": "+3",
+        "kernel": None,
+        "default_user": "somebody",
+        "netvm": None,
+        "default_dispvm": "",
+        "autostart": 1,
+        "debug": "On",
+        "include_in_backups": False,
+        "stubdom_xid": "no value tells its type",
+    }
+    formula.pillar({"settings": {"sys-net": {"properties": given}}})
+    assert formula.world.salt["ramboot_qubes.faults"]() == []
 
 
 def all_on_root(formula, qubesd, fstype):

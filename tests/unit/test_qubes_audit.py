@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from salt.exceptions import CommandExecutionError
-from test_qubes import CLONE, DVM, EXAMPLE, Formula
+from test_qubes import CLONE, DVM, EXAMPLE, Formula, ends_when
 
 from conftest import REPO
 
@@ -129,6 +129,61 @@ def test_preloaded_disposables_of_the_systems_default_are_told(dom0, qubesd):
     found = dom0.rows()
     assert told in found[f"qube {DVM}"][1]
     assert told not in found["qube default-dvm"][1]
+
+
+@pytest.mark.parametrize("question", ["volumes", "preload_holder", "features"])
+def test_a_disposable_that_ends_during_the_audit_needs_no_row(dom0, qubesd, question):
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("DispVM", "disp7", "red", template="default-dvm")
+    before = dom0.rows()
+    ends_when(dom0, qubesd, "disp7", question)
+    found = dom0.rows()
+    assert "disp7" not in qubesd.qubes
+    told = [place for place in before if place.split()[:2] == ["qube", "disp7"]]
+    assert told
+    assert set(found) == set(before) - set(told)
+    assert found["qubes"][1] == "0 of 3 keep nothing outside of RAM"
+
+
+def test_a_disposable_that_ends_late_in_the_audit_costs_no_other_row(dom0, qubesd):
+    """When what is left over is looked for."""
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template="default-dvm")
+    before = dom0.rows()
+    volumes, asked = dom0.world.salt["ramboot_qubesadmin.volumes"], []
+
+    def ask(name):
+        asked.append(name)
+        if asked.count("disp7") == 2 and "disp7" in qubesd.qubes:
+            del sys.modules["qubesadmin"].Qubes().domains["disp7"]
+        return volumes(name)
+
+    dom0.world.salt["ramboot_qubesadmin.volumes"] = ask
+    assert dom0.rows() == before
+    assert "disp7" not in qubesd.qubes
+
+
+def test_a_qube_of_before_that_ends_during_the_audit_was_removed_in_the_session(dom0, qubesd):
+    dom0.in_ram()
+    dom0.world.salt["ramboot_preflight.session_fault"] = lambda: "a session"
+    dom0.audit._at_start = lambda: {"debian-12-xfce", "sys-net", "default-dvm", "old"}
+    sys.modules["qubesadmin"].Qubes().add_new_vm("AppVM", "old", "red", template="debian-12-xfce")
+    ends_when(dom0, qubesd, "old", "volumes")
+    assert dom0.rows()["qube old"][1].startswith("removed in this session")
+
+
+def test_a_qube_that_is_still_there_and_can_not_be_asked_stops_the_audit_of_qubes(dom0, qubesd):
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template="default-dvm")
+    dom0.fail("admin.vm.volume.List", "disp7", OSError("no answer"))
+    with pytest.raises(CommandExecutionError, match="the volumes of disp7"):
+        dom0.rows()
+
+
+@pytest.mark.parametrize("action", ["orphans", "remove_orphans"])
+def test_what_is_left_over_is_not_told_while_a_qube_ends(dom0, qubesd, action):
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template="default-dvm")
+    ends_when(dom0, qubesd, "disp7", "volumes")
+    with pytest.raises(CommandExecutionError, match="there is no qube disp7"):
+        dom0.audit.orphans() if action == "orphans" else dom0.audit.remove_orphans("t0")
 
 
 def test_a_qube_of_another_machine_is_none_of_this_ones(dom0, qubesd):
@@ -852,7 +907,7 @@ def test_a_pool_within_another_is_not_left_over(dom0, qubesd, tmp_path, below):
     pools = dom0.world.salt["ramboot_qubesadmin.pools"]()
     item = {"what": f"{dom0.world.root}/var/lib/qubes/appvms/nested", "kind": "directory"}
     qubes = dom0.world.salt["ramboot_qubesadmin.qubes"]()
-    kept = dom0.audit._kept(pools, dom0.audit._known(pools, qubes))
+    kept = dom0.audit._kept(pools, dom0.audit._known(pools, dom0.audit._volumes_of(qubes)))
     with pytest.raises(CommandExecutionError, match="a pool or a qube's volume lies there"):
         dom0.audit._delete(item, pools, kept)
     assert (within / "appvms/mine/private.img").exists()

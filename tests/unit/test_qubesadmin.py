@@ -122,6 +122,13 @@ def test_a_property_without_a_value_is_none(seam, app):
     assert seam.properties(app, ["stubdom_xid"])["stubdom_xid"]["value"] in (None, "-1")
 
 
+def test_a_property_tells_its_type_if_it_is_a_switch_or_a_number(seam, app):
+    types = {"memory": "int", "maxmem": "int", "autostart": "bool", "provides_network": "bool"}
+    types |= dict.fromkeys(("netvm", "label", "default_user", "kernel"))
+    assert {key: seam.property_type(app, key) for key in types} == types
+    refused("there is no qube ramboot-test-none", seam.property_type, "ramboot-test-none", "memory")
+
+
 def test_an_unknown_property_and_an_unknown_qube_are_named(seam, app):
     refused(f"{app} has no property nosuch", seam.properties, app, ["nosuch"])
     refused("there is no qube ramboot-test-none", seam.properties, "ramboot-test-none", ["memory"])
