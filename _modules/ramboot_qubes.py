@@ -883,6 +883,8 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             found.append(f"{where}:properties:{key}: {told}")
         elif value and key in NEEDS and value != name and not _will_be(look, value, NEEDS[key]):
             found.append(f"{where}:properties:{key}: {value} has no {NEEDS[key]}")
+        elif key == "netvm" and (loop := _network_loop(look, name, value)):
+            found.append(f"{where}:properties:netvm: the network would go round: {loop}")
     dispvm = entry.get("default_dispvm", "self")
     if dispvm not in {"self", "none", *known}:
         found.append(f"{where}:default_dispvm: there is no qube {dispvm}")
@@ -947,6 +949,32 @@ def _type_fault(look: _Look, name: str, cls: str, key: str, value: Any) -> str |
         return None
     shown = "nothing" if value is None else repr(value)
     return f"{shown} is not allowed; allowed: {allowed}"
+
+
+def _network_loop(look: _Look, name: str, netvm: str | None) -> str | None:
+    """The way of its network back to itself, once the pillar is applied; None where it ends
+    (core-admin: qubes/vm/mix/net.py, _setter_netvm).
+    """
+    way = [name]
+    while netvm and netvm not in way:
+        way.append(netvm)
+        netvm = _netvm_will_be(look, netvm)
+    return " > ".join([*way, name]) if netvm == name else None
+
+
+def _netvm_will_be(look: _Look, name: str) -> str | None:
+    for kind in (*KINDS, "settings"):
+        entry = look.settings[kind].get(name)
+        if entry is None:
+            continue
+        asked = {k: v for g, k, v in _values(look, kind, name, entry) if g == "property"}
+        if "netvm" in asked:
+            return asked["netvm"] or None
+        if name not in look.qubes and kind in CLONES:
+            return _netvm_will_be(look, entry["source"])
+    if name not in look.qubes:
+        return look.value(None, "default_netvm")["value"]
+    return look.value(name, "netvm")["value"] if "netvm" in look.property_names(name) else None
 
 
 def _is_whole(text: str) -> bool:

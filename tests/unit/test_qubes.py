@@ -672,6 +672,39 @@ def test_preloaded_disposables_go_with_ours(formula, qubesd):
     assert formula.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    ("netvms", "way"),
+    [
+        ({"a": "a"}, "a > a"),
+        ({"a": "b", "b": "a"}, "a > b > a"),
+        ({"a": "b", "b": "sys-net"}, None),
+        # one that is there, in settings
+        ({"a": "sys-net", "sys-net": "a"}, "a > sys-net > a"),
+    ],
+)
+def test_a_network_that_goes_round_is_told_before_anything_is_made(formula, qubesd, netvms, way):
+    qubesd.qubes["sys-net"]["properties"]["netvm"] = None
+    properties = {
+        name: {"properties": {"netvm": netvm, "provides_network": True}}
+        for name, netvm in netvms.items()
+    }
+    settings = {name: asked for name, asked in properties.items() if name in qubesd.qubes}
+    ours = {
+        name: {"template": CLONE, **asked}
+        for name, asked in properties.items()
+        if name not in settings
+    }
+    asked = {"templates": EXAMPLE["templates"], "app_qubes": ours, "settings": settings}
+    if way is None:
+        formula.good(asked)
+        return
+    before = formula.snapshot()
+    formula.pillar(asked)
+    told = formula.apply()["checked"]["comment"]
+    assert f"app_qubes:a:properties:netvm: the network would go round: {way}" in told
+    assert formula.snapshot() == before
+
+
 def test_what_a_preloaded_disposable_has_beside_its_template_is_in_the_way(formula, qubesd):
     """As its management_dispvm, which it takes over from its template."""
     ours = {DVM: {"template": CLONE, "properties": {"management_dispvm": DVM}}}
