@@ -1703,7 +1703,6 @@ def test_what_qubesd_takes_is_not_refused_for_its_type(formula, qubesd):
         "autostart": 1,
         "debug": "On",
         "include_in_backups": False,
-        "stubdom_xid": "no value tells its type",
     }
     formula.pillar({"settings": {"sys-net": {"properties": given}}})
     assert formula.world.salt["ramboot_qubes.faults"]() == []
