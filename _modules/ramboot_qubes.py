@@ -64,7 +64,7 @@ OF_QUBESD = {"menu-items": None, "check-updates": ""}
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))
 # What a qube has to be before another may name it (core-admin: qubes/vm/mix/net.py, _setter_netvm;
-# qubes/vm/__init__.py, setter_disposable_template; qubes/vm/dispvm.py).
+# qubes/vm/__init__.py, setter_disposable_template, of 4.4; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
 # Features that say what is in a template's root: copied again with it. Others of like names, such

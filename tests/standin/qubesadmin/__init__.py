@@ -653,7 +653,7 @@ class QubesVM:
         if key == "netvm":
             self._startable_network(value)
         if key == "default_dispvm" and value and not self._disposables(value):
-            # core: qubes/vm/__init__.py, validate_disposable_template
+            # core: qubes/vm/__init__.py, validate_disposable_template, of 4.4: stricter than 4.3
             raise exc.QubesPropertyValueError(
                 f"Cannot set invalid property to qube {self.name!r}, {key} {value!r} has"
                 " template_for_dispvms set to False"
