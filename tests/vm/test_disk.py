@@ -5,6 +5,8 @@ and Xen with the image that the formula built; the others start an initramfs bui
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +28,8 @@ from vm.machine import Machine
 MachineMaker = Callable[..., Machine]
 # A power-off for which systemd does not wait 90 s for a device.
 UNHINDERED_S = 85
+# How long a session stays before its disk is pulled, and after; by hand: RAMBOOT_STAY_S=3600
+STAY_S = float(os.environ.get("RAMBOOT_STAY_S", "0"))
 # As a qube writes: past the page cache, so that an error is the writer's.
 WRITE = "dd if=/dev/urandom bs=1M count=4 oflag=direct conv=notrunc status=none"
 
@@ -101,6 +105,7 @@ def assert_disk_can_be_pulled(dom0: Machine) -> None:
     assert dom0.succeed("dmsetup ls") == "No devices found"
     # without LUKS the disk is there still
     assert dom0.succeed("pvs --noheadings") == ""
+    time.sleep(STAY_S)
     assert dom0.written_bytes() == 0
     dom0.pull_disk()
     dom0.succeed(
@@ -109,6 +114,7 @@ def assert_disk_can_be_pulled(dom0: Machine) -> None:
     dom0.succeed(
         "echo gone with the power > /root/note && sync && systemctl restart systemd-logind"
     )
+    time.sleep(STAY_S)
     assert settled(dom0) == "running"
     # nothing waits for it, nor at the end
     dom0.fail("journalctl -b -o cat | grep 'Timed out waiting for device'")
