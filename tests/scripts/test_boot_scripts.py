@@ -1557,6 +1557,29 @@ def test_of_stopped_workers_nothing_runs_on(shell: Shell) -> None:
     assert done.stdout == "12345 reads", done.stderr
 
 
+def test_a_worker_that_stops_late_has_not_started_its_last_unseen(shell: Shell) -> None:
+    """As in the midst of a fork, which ends before the stop that was asked for takes effect."""
+    done = shell(
+        f"{WATCHED}\n"
+        'told="$RUN/work/told"; : > "$told"; export told\n'
+        "copies() { while :; do sh -c 'sleep 0.05; echo read >> \"$told\"'; done; }\n"
+        "kill() {\n"
+        '    case "$1" in\n'
+        '        -STOP) (sleep 0.2; command kill "$@") 9>&- & ;;\n'
+        '        *) command kill "$@" ;;\n'
+        "    esac\n"
+        "}\n"
+        "for i in 1 2 3; do\n"
+        "    work copies\n"
+        "    sleep 0.2; stop_workers\n"
+        '    before=$(wc -l < "$told"); sleep 0.3\n'
+        '    [ "$(wc -l < "$told")" = "$before" ] && printf $i || printf "?"\n'
+        "done"
+    )
+    assert done.stdout == "123", done.stderr
+    assert "/stat" not in done.stderr, "the console is for the user"
+
+
 def test_what_ends_late_of_stopped_workers_is_waited_for(shell: Shell) -> None:
     """As a read that has begun, of which the kernel lets nobody go before it has ended."""
     done = shell(

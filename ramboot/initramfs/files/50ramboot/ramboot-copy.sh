@@ -331,7 +331,12 @@ stop_workers() {
 # runs PID: what waits for its parent alone holds nothing any more.
 runs() {
     local state
-    read -r _ _ state _ 2> /dev/null < "$P/proc/$1/stat" && [ "$state" != Z ]
+    process_state "$1" && [ "$state" != Z ]
+}
+
+# process_state PID: sets $state to the kernel's letter for it; 1 without such a process.
+process_state() {
+    read -r _ _ state _ 2> /dev/null < "$P/proc/$1/stat"
 }
 
 # kill_tree PID: kills it and its children (dd, tar), which would go on; adds their PIDs to $KILLED.
@@ -339,14 +344,26 @@ kill_tree() {
     local stat child parent
     # meanwhile it would start the next
     kill -STOP "$1" 2> /dev/null || return 0
+    await_stop "$1"
     for stat in "$P"/proc/[0-9]*/stat; do
-        read -r child _ _ parent _ < "$stat" 2> /dev/null || continue
+        read -r child _ _ parent _ 2> /dev/null < "$stat" || continue
         [ "$parent" = "$1" ] && kill_tree "$child"
     done
     kill -KILL "$1" 2> /dev/null || :
     KILLED="$KILLED $1"
 }
 KILLED=
+
+# await_stop PID: a fork that has begun ends before its process stops. What reads from a disk that does not
+# answer stops when the read has ended: it starts nothing, and is not waited for longer than a second.
+await_stop() {
+    local state end
+    end=$(($(now_cs) + 100))
+    while process_state "$1" && [ "$state" != T ] && [ "$state" != Z ]; do
+        [ "$(now_cs)" -lt "$end" ] || return 0
+        sleep 0.01
+    done
+}
 
 # collect_workers: the end of each; 1 if one failed, with the first message of its log.
 collect_workers() {
