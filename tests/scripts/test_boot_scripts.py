@@ -59,6 +59,8 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
         (tmp_path / directory).mkdir(parents=True)
     (tmp_path / "proc/uptime").write_text("12.34 5.6\n")
     sources = "".join(f". {MODULE}/ramboot-{part}.sh\n" for part in PARTS)
+    # dracut's
+    sources += "getcmdline() { printf '%s' \"${CMDLINE-}\"; }\n"
 
     def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -684,7 +686,7 @@ def test_a_boot_that_stays_on_the_disk_looks_at_no_volume_group(
 ) -> None:
     config(tmp_path, mode=mode)
     text = (MODULE / "ramboot-initramfs.sh").read_text()
-    phases = text[text.index("\noff() {") : text.index("\n# build: make_root")]
+    phases = text[text.index("\nrequested() {") : text.index("\n# build: make_root")]
     done = shell(
         f"getarg() {{ printf '{argument}'; }}\nfind_root() {{ printf 'looked '; return 1; }}\n"
         f"decide() {{ return 1; }}\npersistent() {{ printf persistent; }}\n{phases}\nopen_disk"
@@ -697,7 +699,7 @@ def test_a_refused_boot_gets_the_roots_volumes_before_its_reason_is_shown(
 ) -> None:
     config(tmp_path)
     text = (MODULE / "ramboot-initramfs.sh").read_text()
-    phases = text[text.index("\noff() {") : text.index("\n# build: make_root")]
+    phases = text[text.index("\nrequested() {") : text.index("\n# build: make_root")]
     done = shell(
         "getarg() { printf zram; }\nfind_root() { reason=two; return 2; }\n"
         "console_flows() { printf 'console '; }\ntwin_boot() { printf 'volumes '; }\n"
@@ -705,6 +707,20 @@ def test_a_refused_boot_gets_the_roots_volumes_before_its_reason_is_shown(
         f"{phases}\nopen_disk"
     )
     assert done.stdout == "console volumes zram two"
+
+
+def test_a_refused_boot_tells_what_the_configuration_had_asked_for(
+    shell: Shell, tmp_path: Path
+) -> None:
+    config(tmp_path, mode="snapshot")
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    phases = text[text.index("\nrequested() {") : text.index("\n# build: make_root")]
+    done = shell(
+        "getarg() { return 1; }\nfind_root() { reason=two; return 2; }\n"
+        "console_flows() { :; }\ntwin_boot() { :; }\n"
+        f'persistent() {{ printf %s "$ST_REQUESTED"; }}\n{phases}\nopen_disk'
+    )
+    assert done.stdout == "snapshot"
 
 
 @pytest.mark.parametrize(
@@ -758,6 +774,200 @@ def test_a_disk_is_closed_when_its_mapping_is_gone(
         LEFT=left,
     )
     assert done.stdout == ("detached" if detached else "")
+
+
+# dmsetup for mappings in sysfs, of which $STAYS is in use.
+MAPPINGS = """
+layer_down() { :; }; kernel_name() { printf dm-0; }
+dmsetup() {
+    local device
+    for device in "$P"/sys/class/block/dm-*; do
+        eval "last=\\$$#"
+        [ "$(cat "$device/dm/name")" = "$last" ] || continue
+        case $1,$last in
+            info,*) cat "$device/dm/uuid"; return 0 ;;
+            remove,$STAYS) echo 'Device or resource busy' >&2; return 1 ;;
+            remove,*) rm -r "$device"; printf 'closed %s. ' "$last"; return 0 ;;
+        esac
+    done
+    return 1
+}
+try() { shift; "$@" 2> /dev/null || { reason="$1 failed"; return 1; }; }
+"""
+
+
+def mapping(tmp_path: Path, number: int, name: str, uuid: str, *below: str) -> None:
+    device = tmp_path / f"sys/class/block/dm-{number}"
+    (device / "dm").mkdir(parents=True)
+    (device / "dm/name").write_text(f"{name}\n")
+    (device / "dm/uuid").write_text(f"{uuid}\n")
+    for part in below:
+        (device / "slaves" / part).mkdir(parents=True)
+
+
+def partition(tmp_path: Path, disk: str, name: str) -> None:
+    place = tmp_path / "sys/devices" / disk / name
+    place.mkdir(parents=True)
+    (place / "partition").write_text("1\n")
+    (tmp_path / "sys/class/block").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "sys/class/block" / name).symlink_to(place)
+
+
+@pytest.mark.parametrize(
+    ("function", "stays", "said"),
+    [
+        ("detach_disk", "none", "closed swap. closed root. done"),
+        ("close_others", "none", "closed swap. done"),
+        # whoever is on the disk still would lose it, and the root's mapping is needed then
+        ("detach_disk", "swap", "dmsetup failed"),
+    ],
+)
+def test_all_that_was_opened_of_the_roots_disk_is_closed_and_nothing_else(
+    shell: Shell, tmp_path: Path, function: str, stays: str, said: str
+) -> None:
+    for disk, part in (("vda", "vda2"), ("vda", "vda3"), ("vdb", "vdb1")):
+        partition(tmp_path, disk, part)
+    mapping(tmp_path, 0, "root", "CRYPT-LUKS2-1", "vda2")
+    mapping(tmp_path, 1, "swap", "CRYPT-LUKS2-2", "vda3")
+    mapping(tmp_path, 2, "other", "CRYPT-LUKS2-3", "vdb1")
+    done = shell(
+        f"{MAPPINGS}SOURCE_DISK=/dev/mapper/root\n"
+        f'{function} && printf done || printf "%s" "$reason"',
+        STAYS=stays,
+    )
+    assert done.stdout == said, done.stderr
+
+
+def test_a_disk_with_volumes_of_another_group_stays_open(shell: Shell, tmp_path: Path) -> None:
+    for part in ("vda2", "vda3"):
+        partition(tmp_path, "vda", part)
+    mapping(tmp_path, 0, "root", "CRYPT-LUKS2-1", "vda2")
+    mapping(tmp_path, 1, "data-music", "LVM-1", "vda3")
+    done = shell(
+        f"{MAPPINGS}SOURCE_DISK=/dev/mapper/root\n"
+        'detach_disk && printf detached || printf "%s" "$reason"',
+        STAYS="none",
+    )
+    assert done.stdout == "the disk can't be detached: data-music is on it and in use"
+
+
+KEYS = "1a2b I--Q---     1 {} 3f010000     0     0 user      cryptsetup: 9\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "keyctl", "said"),
+    [
+        ("", "return 127", "forgotten"),
+        (KEYS.format("  2m"), ': > "$P/proc/keys"', "forgotten"),
+        # as long as it lasts, and not for ever
+        (KEYS.format("  2m"), "return 127", "waits forgotten"),
+        (KEYS.format("perm"), "return 127", "waits the kernel did not forget the passphrase"),
+        # nobody can read it any more
+        (KEYS.format("expd"), "return 127", "forgotten"),
+        ("1a2b I--Q--- 1 perm 3f010000 0 0 user other: 9\n", "return 127", "forgotten"),
+    ],
+)
+def test_a_disk_is_detached_when_nobody_remembers_its_passphrase(
+    shell: Shell, tmp_path: Path, keys: str, keyctl: str, said: str
+) -> None:
+    (tmp_path / "proc/keys").write_text(keys)
+    sleep = "PASSED=$((PASSED + 17000))" if "perm" in keys else ': > "$P/proc/keys"'
+    done = shell(
+        f"keyctl() {{ {keyctl}; }}; say() {{ printf 'waits '; }}\n"
+        f"sleep() {{ {sleep}; }}\n"
+        'PASSED=0; now_cs() { printf %s "$PASSED"; }\n'
+        'forget_passphrase && printf forgotten || printf "%s" "$reason"'
+    )
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+    assert done.stdout.startswith("waits") == said.startswith("waits")
+
+
+@pytest.mark.parametrize("flag", ["0", "1"])
+def test_the_disk_below_a_snapshot_is_read_only_and_writable_again_without_it(
+    shell: Shell, flag: str
+) -> None:
+    """One that was write-protected before stays as it was."""
+    done = shell(
+        "FLAG=$WAS; blockdev() {\n"
+        "    case $1 in --getro) printf $FLAG ;; --setro) FLAG=1 ;; --setrw) FLAG=0 ;; esac\n"
+        "}\n"
+        'try() { shift; "$@"; }; SOURCE_DISK=/dev/disk\n'
+        "disk_read_only && printf $FLAG; disk_writable && printf $FLAG; disk_writable",
+        WAS=flag,
+    )
+    assert done.stdout == f"1{flag}"
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "healthy"),
+    [
+        ("0 100 snapshot 16/200 8", True),
+        ("0 100 snapshot Invalid", False),
+        ("0 100 snapshot Overflow", False),
+        ("", False),
+    ],
+)
+def test_a_layer_whose_store_is_full_is_not_healthy(
+    shell: Shell, status: str, healthy: bool
+) -> None:
+    done = shell(
+        f"dmsetup() {{ printf '{status}'; }}\n"
+        'layer_healthy && printf healthy || printf "%s" "$reason"'
+    )
+    assert (done.stdout == "healthy") == healthy
+    assert healthy or "became invalid" in done.stdout
+
+
+HOLDERS = """
+kernel_name() {
+    case $1 in
+        */disk) printf vda2 ;;
+        */ramboot-layer) printf dm-0 ;;
+        *) printf dm-1 ;;
+    esac
+}
+layer_healthy() { :; }; SOURCE_DISK=/dev/disk ROOT_KIND=lvm ROOT_SPEC=vg/root
+"""
+
+
+@pytest.mark.parametrize(
+    ("holders", "alone"),
+    [(["dm-0"], True), (["dm-0", "dm-2"], False), (["dm-2"], False), ([], False)],
+)
+def test_nothing_but_the_layer_may_hold_the_disk(
+    shell: Shell, tmp_path: Path, holders: list[str], alone: bool
+) -> None:
+    (tmp_path / "sys/class/block/vda2/holders").mkdir(parents=True)
+    for name in holders:
+        (tmp_path / "sys/class/block/vda2/holders" / name).mkdir()
+    done = shell(f"{HOLDERS}layer_holds_root && printf alone || printf '%s' \"$reason\"")
+    assert done.stdout == (
+        "alone" if alone else "something else than ramboot's layer uses /dev/disk"
+    )
+
+
+@pytest.mark.parametrize(("below", "ready"), [("dm-0", True), ("vda2", False)])
+def test_a_snapshots_root_lies_on_the_layer(
+    shell: Shell, tmp_path: Path, below: str, ready: bool
+) -> None:
+    (tmp_path / "sys/class/block/dm-1/slaves" / below).mkdir(parents=True)
+    done = shell(
+        f"{HOLDERS}layer_holds_root() {{ :; }}\n"
+        'snapshot_ready && printf ready || printf "%s" "$reason"'
+    )
+    assert done.stdout == ("ready" if ready else "the root volume does not lie on ramboot's layer")
+
+
+def test_a_chunk_size_that_lvm_does_not_tell_is_not_guessed(shell: Shell) -> None:
+    done = shell(
+        "getargs() { :; }; blockdev() { printf 1073741824; }\n"
+        "meminfo_bytes() { printf 4294967296; }\n"
+        "timeout() { return 5; }; ROOT_KIND=lvm ROOT_SPEC=vg/root SOURCE_DISK=/dev/disk\n"
+        "CONF_reserve_mib=1024 CONF_snapshot_store_mib=auto CONF_zram_algorithm=auto\n"
+        'snapshot_plan || printf "%s" "$reason"'
+    )
+    assert done.stdout == "LVM did not tell the chunk size of the thin pools of vg"
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -1796,7 +2006,7 @@ def test_the_store_is_not_larger_than_the_disk(shell: Shell, tmp_path: Path) -> 
     (tmp_path / "proc/meminfo").write_text("MemAvailable: 4194304 kB\n")
     config(tmp_path)
     done = shell(
-        "blockdev() { printf 6442450944; }\nlvm() { :; }\n"
+        "blockdev() { printf 6442450944; }\ntimeout() { :; }\n"
         "read_config; ROOT_KIND=lvm ROOT_SPEC=vg/root\n"
         'snapshot_plan && echo "$LAYER_STORE_MIB"'
     )
@@ -2074,6 +2284,57 @@ def test_disk_policies_and_what_contradicts_them(
         'decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"'
     )
     assert done.stdout.startswith(reason or f"{backend} {disk}"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("ro ramboot.disc=detached quiet", "ramboot.disc=detached"),
+        ("ramboot.disk=", "ramboot.disk="),
+        ("ramboot.disk", "ramboot.disk"),
+        ("ro ramboot", "ramboot"),
+        ("ramboot= quiet", "ramboot="),
+        ("ramboot=zram ramboot.timeout=", "ramboot.timeout="),
+        (
+            "ramboot=zram ramboot.disk=attached ramboot.timeout=0 rambootx=1 x=ramboot. root=/r",
+            None,
+        ),
+        ("", None),
+    ],
+)
+def test_a_mistyped_argument_is_not_passed_over(
+    shell: Shell, tmp_path: Path, line: str, unknown: str | None
+) -> None:
+    config(tmp_path, mode="zram")
+    done = shell(
+        f"getarg() {{ return 1; }}\ngetargs() {{ :; }}\n{decide()}\nROOT_KIND=device\n"
+        'decide && printf "%s" "$ST_BACKEND $ST_DISK" || printf "%s" "$reason"',
+        CMDLINE=line,
+    )
+    expected = f"the kernel argument {unknown} is unknown or has no value"
+    assert done.stdout.startswith(expected if unknown else "zram attached"), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("backend", "root", "protected", "disk"),
+    [
+        ("zram", "lvm", "1", "readonly"),
+        ("image", "lvm", "1", "readonly"),
+        ("zram", "lvm", "0", "attached"),
+        ("tmpfs", "device", "1", "attached"),
+        ("snapshot", "lvm", "1", "attached"),
+    ],
+)
+def test_a_write_protected_disk_is_sealed(
+    shell: Shell, tmp_path: Path, backend: str, root: str, protected: str, disk: str
+) -> None:
+    config(tmp_path, mode=backend)
+    done = shell(
+        f"getarg() {{ return 1; }}\ngetargs() {{ :; }}\nblockdev() {{ printf {protected}; }}\n"
+        f'{decide()}\nROOT_KIND={root}; decide; printf "%s|%s" "$ST_DISK" "$ST_NOTE"'
+    )
+    note = "the disk is write-protected: it is sealed (readonly)" if disk == "readonly" else ""
+    assert done.stdout == f"{disk}|{note}"
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["to-come", "there"])

@@ -112,6 +112,12 @@ def assert_disk_is_hidden(dom0: Machine) -> None:
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
 
 
+def assert_disk_is_closed(dom0: Machine) -> None:
+    """No mapping of the disk is left in the kernel, nor what would open it again."""
+    assert dom0.succeed("dmsetup ls") == "No devices found"
+    dom0.fail("grep -E ' user +cryptsetup' /proc/keys")
+
+
 def assert_persistent(
     dom0: Machine, reason: str | None, root: str = "/dev/mapper/qubes_dom0-root"
 ) -> None:
@@ -126,6 +132,7 @@ def assert_persistent(
         assert reason in dom0.succeed("journalctl -b -t ramboot -o cat")
     # nothing of ours is left behind
     assert "ramboot" not in dom0.succeed("dmsetup ls")
+    assert dom0.succeed("cat /sys/class/block/{vda*,dm-*}/ro | sort -u") == "0"
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
 
 

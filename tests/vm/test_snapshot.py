@@ -43,6 +43,7 @@ def assert_snapshot_session(dom0: Machine) -> None:
     dom0.fail("mountpoint -q /boot")
     # the layer alone holds the disk
     assert dom0.succeed("ls /sys/block/dm-0/holders | wc -l") == "1"
+    assert dom0.succeed("cat /sys/block/dm-0/ro") == "1"
 
 
 def work_like_qubes(dom0: Machine) -> None:
@@ -78,6 +79,20 @@ def test_nothing_that_dom0_or_a_qube_writes_reaches_the_disk(
     dom0.poweroff()
     assert dom0.written_bytes() == 0
     assert dom0.disk_unchanged()
+
+
+def test_a_write_protected_disk_is_sealed_below_a_copy(machine: MachineMaker) -> None:
+    """LVM activates no thin pool on it, and without one dracut would wait for the root in vain."""
+    dom0 = machine(build.base(), read_only=True)
+    dom0.start_direct("ramboot=zram", initrd=build.initramfs())
+    dom0.unlock()
+    dom0.shell()
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", "zram", "readonly")
+    assert told["reason"] == "the disk is write-protected: it is sealed (readonly)"
+    assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
+    assert dom0.succeed("pvs --noheadings -o pv_name").split() == ["/dev/mapper/ramboot-seal"]
+    dom0.poweroff()
 
 
 def test_a_write_protected_disk_boots(machine: MachineMaker) -> None:

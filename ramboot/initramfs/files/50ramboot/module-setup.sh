@@ -33,8 +33,8 @@ install() {
         sha256sum sleep sort sync tail tar timeout touch tr udevadm umount \
         wc xargs
     # what only one kind of root needs; the boot scripts probe for them and say what lacks
-    inst_multiple -o dumpe2fs e2fsck fallocate filefrag fstrim mkfs.ext4 tune2fs lvm xfs_repair btrfs \
-        modprobe plymouth stty systemctl
+    inst_multiple -o dumpe2fs e2fsck fallocate filefrag fstrim keyctl mkfs.ext4 tune2fs lvm xfs_repair \
+        btrfs modprobe plymouth stty systemctl
 
     for name in lib ask source twin copy root snapshot overlay seal state image; do
         inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"

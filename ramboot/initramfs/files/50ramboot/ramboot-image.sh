@@ -31,11 +31,11 @@ image_choose() {
     case $CONF_image_stale,$IMAGE_fits in
         copy,*)
             ST_BACKEND=zram
-            ST_NOTE="$stale; the root was copied (zram) instead"
+            ST_NOTE="${ST_NOTE:+$ST_NOTE; }$stale; the root was copied (zram) instead"
             warn "$stale; copying the root (zram) instead"
             ;;
         use-and-say,yes)
-            ST_NOTE=$stale
+            ST_NOTE="${ST_NOTE:+$ST_NOTE; }$stale"
             warn "$stale; it is used all the same (image:stale: use-and-say)"
             ;;
         *)

@@ -44,8 +44,8 @@ decide() {
         return 1
     }
     # a bad configuration must not hide what the kernel line asked for
-    ST_REQUESTED=${mode:-ask}
-    read_config || return 1
+    ST_REQUESTED=$(printable "${mode:-ask}")
+    arguments_known && read_config || return 1
     ST_REQUESTED=${mode:-$CONF_mode}
     case $ST_REQUESTED in
         off) return 1 ;;
@@ -80,6 +80,7 @@ decide() {
             return 1
             ;;
     esac
+    write_protected
     [ "$ST_BACKEND" != snapshot ] && [ "$ST_DISK" = attached ] || volumes_known || return 1
     if [ -n "$timeout" ]; then
         is_number "$timeout" && [ "$timeout" -le 86400 ] || {
@@ -90,6 +91,29 @@ decide() {
     fi
     [ "$ST_REQUESTED" = ask ] || return 0
     ask_user
+}
+
+# arguments_known: with one that is mistyped, or has no value, the configuration would decide in silence.
+arguments_known() {
+    local word
+    word=$(getcmdline | tr -s ' \t' '\n' | grep -E '^"?ramboot($|=|\.)' \
+        | grep -vE '^"?ramboot(|\.disk|\.timeout)=[^"]' | head -n 1)
+    [ -z "$word" ] || {
+        reason="the kernel argument $(printable "$word") is unknown or has no value (known: ramboot=, ramboot.disk=, ramboot.timeout=)"
+        return 1
+    }
+}
+
+# write_protected: LVM would activate no thin pool on such a disk, and dracut wait for the root's volume in
+# vain; below the seal it does. With overlay nothing is below.
+write_protected() {
+    case $ST_DISK,$ROOT_KIND,$ST_BACKEND in
+        attached,lvm,zram | attached,lvm,tmpfs | attached,lvm,image) ;;
+        *) return 0 ;;
+    esac
+    [ "$(blockdev --getro "$SOURCE_DISK" 2> /dev/null)" = 1 ] || return 0
+    ST_DISK='readonly'
+    ST_NOTE='the disk is write-protected: it is sealed (readonly)'
 }
 
 # volumes_known: dracut waits for each volume that the kernel line names. One of another group that is
@@ -240,20 +264,22 @@ mount_noswap() {
 
 # --- phases that the hooks call -------------------------------------------------------------
 
-# off: this boot stays on the disk, whatever is found there.
-off() {
+# requested: what the kernel line asks for, else the configuration, which nobody has checked yet.
+requested() {
     local mode
     mode=$(getarg ramboot=)
-    [ "${mode:-$(sed -n 's/^mode=//p' "$CONF" 2> /dev/null)}" = off ]
+    mode=${mode:-$(sed -n 's/^mode=//p' "$CONF" 2> /dev/null)}
+    printable "${mode:-ask}"
 }
 
 open_disk() {
     [ ! -e "$RUN/decided" ] || return 0
-    if ! off; then
+    # off stays on the disk, whatever is found there
+    if [ "$(requested)" != off ]; then
         find_root
         case $? in
             1) return 0 ;;
-            2) ST_REQUESTED=$(printable "$(getarg ramboot= || printf ask)") ;;
+            2) ST_REQUESTED=$(requested) ;;
         esac
     fi
     mkdir -p "$RUN"
@@ -429,7 +455,7 @@ pre_mount() {
     [ -e "$RUN/ready" ] || {
         [ -e "$RUN/status.json" ] || {
             reason='ramboot did not find the device of the root file system'
-            ST_REQUESTED=$(printable "$(getarg ramboot= || printf ask)")
+            ST_REQUESTED=$(requested)
             persistent
         }
         [ -z "$late" ] || volumes_back
@@ -472,7 +498,7 @@ hand_over() {
     umount "$RUN/root" 2> /dev/null || :
     case $ST_DISK in
         detached) detach_disk ;;
-        readonly) layer_down && rm -f "$RUN/layer-kept" ;;
+        readonly) layer_down && close_others && rm -f "$RUN/layer-kept" ;;
     esac
 }
 

@@ -21,7 +21,7 @@ make_snapshot() {
         CONF_swap=session
     fi
     phase layer
-    snapshot_plan && budget && layer_up || return 1
+    snapshot_plan && budget && layer_up && disk_read_only || return 1
     phase prepare
     source_mount && root_check "$RUN/source" && measure && root_prepare "$RUN/source" \
         && layer_lvm_config "$RUN/source" && lvm_sees_alone "$RUN/source" "$physical" && layer_healthy || return 1
@@ -54,7 +54,12 @@ snapshot_plan() {
     fi
     ROOT_SIZE=$((LAYER_STORE_MIB * MIB))
     [ "$ROOT_KIND" = device ] || chunk=$(timeout -k 5 60 lvm lvs --nolocking --noheadings --nosuffix --units s -S 'segtype=thin-pool' \
-        -o chunk_size "${ROOT_SPEC%%/*}" 2> /dev/null | sort -n | tail -n 1 | tr -dc '0-9')
+        -o chunk_size "${ROOT_SPEC%%/*}" 2> /dev/null) || {
+        reason="LVM did not tell the chunk size of the thin pools of ${ROOT_SPEC%%/*}"
+        return 1
+    }
+    chunk=$(printf '%s\n' "$chunk" | sort -n | tail -n 1 | tr -dc '0-9')
+    # without a thin pool
     is_number "$chunk" || chunk=0
     # a power of two
     while [ "$LAYER_CHUNK" -lt "$chunk" ]; do

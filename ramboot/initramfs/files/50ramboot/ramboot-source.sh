@@ -469,6 +469,19 @@ layer_healthy() {
     esac
 }
 
+# disk_read_only: beside what keeps LVM off the disk below a layer that stays, its flag keeps off others.
+disk_read_only() {
+    [ "$(blockdev --getro "$SOURCE_DISK" 2> /dev/null)" = 0 ] || return 0
+    : > "$RUN/read-only"
+    try 10 blockdev --setro "$SOURCE_DISK"
+}
+
+# disk_writable: as it was before disk_read_only.
+disk_writable() {
+    [ -e "$RUN/read-only" ] || return 0
+    try 10 blockdev --setrw "$SOURCE_DISK" && rm -f "$RUN/read-only"
+}
+
 # layer_down: everything of the layer away again; safe to repeat, and from any state.
 layer_down() {
     local tries=0 before="$reason"
@@ -488,6 +501,7 @@ layer_down() {
         reason="${before:+$before; }ramboot's layer over $SOURCE_DISK could not be removed"
         return 1
     fi
+    disk_writable || return 1
     [ ! -e "$RUN/layer-loop" ] || losetup -d "$(cat "$RUN/layer-loop")" 2> /dev/null || :
     udevadm settle --timeout=30
     zram_drop "$(cat "$RUN/layer-zram" 2> /dev/null)" || :
@@ -533,12 +547,69 @@ umount_below() {
     return 0
 }
 
-# detach_disk: the volume group and the layer go, then the LUKS mapping, and with it its key.
+# --- the disk goes --------------------------------------------------------------------------
+
+# detach_disk: the passphrase, the volume group and the layer go, then the LUKS mappings, and with
+# them their keys.
 detach_disk() {
-    local name
-    layer_down || return 1
-    name=$(mapping_name) || return 0
-    # it may wait for udev in vain when it is done
-    try 30 dmsetup remove --retry "$name" || ! dmsetup info "$name" > /dev/null 2>&1 || return 1
+    local name left
+    forget_passphrase && layer_down && close_others || return 1
+    name=$(mapping_name)
+    left=$(mapped_on_disk | grep -vxF "${name:-/}" | head -n 1)
+    [ -z "$left" ] || {
+        reason="the disk can't be detached: $left is on it and in use"
+        return 1
+    }
+    [ -z "$name" ] || remove_mapping "$name" || return 1
     rm -f "$RUN/layer-kept"
+}
+
+# forget_passphrase: systemd leaves it in root's keyring for two and a half minutes, for the next LUKS
+# device (systemd src/shared/ask-password-api.c, KEYRING_TIMEOUT_USEC).
+forget_passphrase() {
+    local end
+    keyctl clear @u > /dev/null 2>&1 || :
+    passphrase_kept || return 0
+    say "waiting until the kernel forgets the passphrase, $PASSPHRASE_S s at most (with keyctl, of the package keyutils, it would at once)"
+    end=$(($(now_cs) + PASSPHRASE_S * 100))
+    while passphrase_kept; do
+        [ "$(now_cs)" -lt "$end" ] || {
+            reason='the kernel did not forget the passphrase of the disk'
+            return 1
+        }
+        sleep 1
+    done
+}
+PASSPHRASE_S=160
+
+# passphrase_kept: whether root's keyring still gives it away; see proc_keys(5).
+passphrase_kept() {
+    [ -n "$(awk '$4 != "expd" && $8 == "user" && $9 ~ /^cryptsetup/' "$P/proc/keys" 2> /dev/null)" ]
+}
+
+# close_others: LUKS devices that dracut opened beside the root's on the same disk, as for swap or data.
+close_others() {
+    local name
+    DISK_PARTS=$(disks_below "$(kernel_name "$SOURCE_DISK")")
+    for name in $(mapped_on_disk); do
+        case $name,$(dmsetup info -c --noheadings -o uuid "$name" 2> /dev/null) in
+            "$(mapping_name),"*) ;;
+            *,CRYPT-*) remove_mapping "$name" || return 1 ;;
+        esac
+    done
+}
+
+# mapped_on_disk: the mappings, by name, that share a partition or the whole disk with SOURCE_DISK.
+mapped_on_disk() {
+    local device
+    for device in "$P"/sys/class/block/dm-*; do
+        ! disks_below "${device##*/}" | grep -qxF "$DISK_PARTS" || cat "$device/dm/name"
+    done
+}
+DISK_PARTS=
+
+# remove_mapping NAME
+remove_mapping() {
+    # it may wait for udev in vain when it is done
+    try 30 dmsetup remove --retry "$1" || ! dmsetup info "$1" > /dev/null 2>&1
 }
