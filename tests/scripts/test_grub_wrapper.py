@@ -147,9 +147,9 @@ def test_one_kernel_needs_no_submenu(grub):
 
 def test_linux_gets_its_backend_and_neither_resume_nor_swap(grub):
     given = "rd.luks.uuid=luks-1 resume=/dev/mapper/swap resume_offset=7 ramboot=off noresume x=y"
-    for entry in grub.entries(
-        GRUB_CMDLINE_LINUX=given, GRUB_CMDLINE_LINUX_DEFAULT="quiet ramboot=ask"
-    ):
+    found = grub.entries(GRUB_CMDLINE_LINUX=given, GRUB_CMDLINE_LINUX_DEFAULT="quiet ramboot=ask")
+    assert len(found) == 4
+    for entry in found:
         backend = entry.id.split("-")[1]
         assert entry.linux == [
             "root=/dev/mapper/qubes_dom0-root",
@@ -225,7 +225,9 @@ def test_what_20_linux_xen_itself_adds_stays(grub):
     ],
 )
 def test_dom0_mem_comes_last_and_every_other_token_stays(grub, given, expected):
-    for entry in grub.entries(GRUB_CMDLINE_XEN_DEFAULT=given):
+    found = grub.entries(GRUB_CMDLINE_XEN_DEFAULT=given)
+    assert len(found) == 4
+    for entry in found:
         assert entry.xen == [*expected.split(), "${xen_rm_opts}"]
 
 

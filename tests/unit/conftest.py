@@ -14,11 +14,13 @@ put there is a KeyError. The whole of `defaults.yaml` is real, but each of its p
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import pickle
 import sys
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 
 import pytest
 import yaml
@@ -44,7 +46,19 @@ def load_module(path, *, salt=None, opts=None, states=None, grains=None, pillar=
     module.__context__ = {} if context is None else context
     module.__env__ = "base"
     spec.loader.exec_module(module)
+    if hasattr(module, "yaml"):
+        module.yaml = SimpleNamespace(load=parsed)
     return module
+
+
+@functools.cache
+def _parsed(text: str, loader: type) -> bytes:
+    return pickle.dumps(yaml.load(text, Loader=loader))
+
+
+def parsed(stream, Loader):  # noqa: N803
+    """yaml.load, with which most tests would spend half of their time: a text is parsed once."""
+    return pickle.loads(_parsed(stream.read(), Loader))
 
 
 def public_functions(module: ModuleType) -> dict[str, FunctionType]:
@@ -84,6 +98,17 @@ def unchanged(path: Path) -> tuple[int, ...]:
     )
 
 
+ROOT = "/@root@"
+
+
+@functools.cache
+def moved_defaults() -> str:
+    """defaults.yaml with each of its paths below ROOT."""
+    defaults = yaml.safe_load((REPO / "ramboot/defaults.yaml").read_text())
+    defaults["paths"] = moved_below(defaults["paths"], Path(ROOT))
+    return yaml.safe_dump(defaults, sort_keys=False)
+
+
 class World:
     """What Salt's loader gives to a module; `module()` and `state()` load ours into it."""
 
@@ -112,17 +137,14 @@ class World:
             return str(source)
         target = self.cache / "defaults.yaml"
         if not target.exists():
-            defaults = yaml.safe_load(source.read_text())
-            defaults["paths"] = moved_below(defaults["paths"], self.root)
-            target.write_text(yaml.safe_dump(defaults, sort_keys=False))
+            target.write_text(moved_defaults().replace(ROOT, str(self.root)))
         return str(target)
 
     @property
     def paths(self) -> dict:
         """`paths` of defaults.yaml as the modules see it here."""
-        return yaml.safe_load(Path(self.cache_file("salt://ramboot/defaults.yaml")).read_text())[
-            "paths"
-        ]
+        with open(self.cache_file("salt://ramboot/defaults.yaml"), encoding="utf-8") as stream:
+            return parsed(stream, yaml.SafeLoader)["paths"]
 
     def _load(self, folder: str, name: str, into: dict) -> ModuleType:
         module = load_module(

@@ -89,7 +89,14 @@ def test_the_guides_script_is_the_one_whose_checksum_the_thread_publishes():
 @pytest.mark.parametrize("backend", ["zram", "tmpfs"])
 def test_the_guides_copy_is_timed_from_its_file_system_to_the_end_of_cp(backend, tmp_path):
     # the guide's script in the hook's own bash, with nothing that it does
-    harmless = 'for c in mkdir umount mount modprobe cp; do eval "$c() { sleep 0.1; }"; done\n'
+    # but that each step takes a second by a clock of its own
+    clock = tmp_path / "uptime"
+    harmless = (
+        f"at=1; echo 1.00 1.00 > {clock}\n"
+        "for c in mkdir umount mount modprobe cp; do\n"
+        f'    eval "$c() {{ at=\\$((at + 1)); echo \\$at.00 1.00 > {clock}; }}"\n'
+        "done\n"
+    )
     script = tmp_path / "tmpfs"
     script.write_text(
         guide.SCRIPTS[backend]
@@ -97,13 +104,13 @@ def test_the_guides_copy_is_timed_from_its_file_system_to_the_end_of_cp(backend,
         .replace("/mnt/usr/sbin/mkfs.ext2", "true")
     )
     traced = guide.files(backend, "y")["usr/bin/bench-traced"]
+    traced = traced.replace("/proc/uptime", str(clock))
     (tmp_path / "traced").write_text(harmless + traced.replace("/usr/bin/tmpfs", str(script)))
     done = subprocess.run(
         ["bash", str(tmp_path / "traced")], input="y\n", capture_output=True, text=True, check=True
     )
     # modprobe, mount and cp; mount and cp
-    sleeps = 0.3 if backend == "zram" else 0.2
-    assert sleeps - 0.05 <= guide.copy_seconds(done.stderr) <= sleeps + 1
+    assert guide.copy_seconds(done.stderr) == (3 if backend == "zram" else 2)
 
 
 def test_a_guide_that_did_not_end_has_no_time():

@@ -198,7 +198,7 @@ ODD = (
 
 @pytest.mark.parametrize("name", ["plain", *ODD])
 def test_what_is_excluded_takes_no_hard_link_elsewhere_and_nothing_alike_with_it(
-    world, lvm, image, name
+    world, lvm, image, name, tmp_path
 ):
     """As qubes that run hold their template's root.img (core-admin, qubes/storage/reflink.py)."""
     world.pillar["ramboot"]["copy"] = {"exclude": ["/var/out/*"]}
@@ -209,6 +209,9 @@ def test_what_is_excluded_takes_no_hard_link_elsewhere_and_nothing_alike_with_it
     for inside in ("a", "ab", "x", "y"):
         (lvm.top / "var/in" / inside).hardlink_to(out)
     image.build()
+    built = unpacked(world, tmp_path)
+    assert contents(built / "var/in") == ["a", "ab", "x", "y"]
+    assert contents(built / "var/out") == []
 
 
 def test_the_snapshot_is_offered_to_no_qube_and_gets_no_link(world, lvm, image):

@@ -37,7 +37,7 @@ def files(below: Path, base: Path) -> Iterator[tuple[str, bytes]]:
 def package(tmp_path_factory) -> Path:
     """The RPM of a copy of this tree, for rpmbuild leaves things there."""
     top = tmp_path_factory.mktemp("package")
-    tree = shutil.copytree(REPO, top / "tree", ignore=shutil.ignore_patterns(".*"))
+    tree = shutil.copytree(REPO, top / "tree", ignore=shutil.ignore_patterns(".*", "__pycache__"))
     where = ("--define", f"_topdir {top}/build", "--define", f"_rpmdir {top}")
     run(
         "rpmbuild", "-bb", "--build-in-place", "--quiet", *where, "packaging/ramboot.spec", cwd=tree

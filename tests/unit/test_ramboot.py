@@ -585,6 +585,7 @@ def test_plan_reckons_qubes_that_the_pillar_asks_for_as_if_they_were_there(world
         "present_bytes": GIB,
         "pending_bytes": 2 * GIB,
     }
+    assert len(before) == 5
     for backend, plan in ramboot.plan().items():
         assert plan["source_bytes"] == before[backend]["source_bytes"] + 2 * GIB
         assert (plan["qubes_bytes"], plan["qubes_pending_bytes"]) == (GIB, 2 * GIB)

@@ -96,7 +96,7 @@ class Minion:
             command.append(f"pillar={json.dumps({'ramboot': pillar})}")
         env = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
         done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=120, check=False
+            command, env=env, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.stdout, done.stderr
         return json.loads(done.stdout)["local"]
@@ -194,7 +194,7 @@ def test_modules_older_than_the_states_stop_everything_with_the_remedy(outdated)
 
 def test_modules_that_the_file_server_does_not_have_are_taken_as_they_are(minion):
     aside = minion.conf.parent / "aside"
-    aside.mkdir()
+    aside.mkdir(exist_ok=True)
     for part in ("_modules", "_states"):
         (minion.formula / part).rename(aside / part)
     try:

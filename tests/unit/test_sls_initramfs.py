@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pwd
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -71,9 +72,18 @@ else:
 """
 
 
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory):
+    """Salt's cache after saltutil.sync_all; nothing in it knows where the minion's root is."""
+    top = tmp_path_factory.mktemp("synced")
+    Minion(top).call("saltutil.sync_all")
+    return top / "salt"
+
+
 @pytest.fixture
-def minion(tmp_path):
+def minion(tmp_path, synced):
     minion = Minion(tmp_path)
+    shutil.copytree(synced, tmp_path / "salt")
     minion.log = tmp_path / "dracut.log"
     for name, text in (("dracut", DRACUT), ("lsinitrd", LSINITRD)):
         path = minion.bin / name
@@ -93,7 +103,6 @@ def minion(tmp_path):
                 info.size = len(text)
                 stock.addfile(info, io.BytesIO(text))
         image.chmod(0o600)
-    minion.call("saltutil.sync_all")
     return minion
 
 

@@ -61,6 +61,9 @@ class Deadline:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if call.excinfo is not None and call.excinfo.errisinstance(OutOfTime):
+            if getattr(item, "execution_count", 1) > 1:  # of pytest-rerunfailures
+                report.longrepr = f"it failed, and was {OUTCOME} while it was tried once more"
+                return report
             report.outcome = "skipped"
             report.longrepr = (str(item.path), 0, OUTCOME)
             report.sections.append((OUTCOME, ""))

@@ -18,7 +18,7 @@ class QmpError(Exception):
 class Qmp:
     """A connection to one running QEMU."""
 
-    def __init__(self, path: Path, timeout_s: float = 20) -> None:
+    def __init__(self, path: Path, timeout_s: float = 120) -> None:
         limit = time.monotonic() + timeout_s
         while True:
             self._socket = socket.socket(socket.AF_UNIX)
