@@ -57,7 +57,7 @@ IMAGE_PERCENT = 50
 IMAGE_EXTRA_BYTES = 16 * MIB
 # What ramboot-image.sh calls the overlay over an image.
 IMAGE_ROOT = "ramboot-image"
-# Backends in whose sessions dom0 gives no memory back (ramboot-root.sh, TMPFS_MASKS).
+# Backends in whose sessions dom0 gives no memory back (ramboot-root.sh, BALLOON_MASKS).
 OUTSIDE_BALANCING = ("tmpfs", "image", "overlay")
 # Of dom0's maximum, what is available at the prompt: the kernel's page tables and the unpacked
 # initramfs take the rest. An estimate; the boot measures.
@@ -72,7 +72,7 @@ WITHOUT_DEVICE = {
 # EFI variables are in the board's flash: not memory that power-off clears.
 ON_FLASH = {"efivarfs", "pstore"}
 
-# The copy-on-write layer of the backend snapshot (ramboot-source.sh): all writes go to its store in
+# The copy-on-write layer of the backend snapshot (ramboot-layer.sh): all writes go to its store in
 # RAM, though a disk lies below it.
 LAYER = "ramboot-layer"
 # The root of the backend overlay, and where its writes go (ramboot-overlay.sh).

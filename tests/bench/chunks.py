@@ -18,7 +18,7 @@ from vm.machine import Machine
 
 # 64: the smallest of a thin pool and what the layer has at least; LVM takes 512 for a pool of a TB
 CHUNKS_KIB = (4, 64, 512)
-# In the machine: a layer as ramboot-source.sh makes it, over half a GiB of the root in RAM.
+# In the machine: a layer as ramboot-layer.sh makes it, over half a GiB of the root in RAM.
 _MEASURE = """
 import json, mmap, os, random, subprocess, sys, time
 MIB = 1 << 20

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import stat
 import struct
 import subprocess
@@ -17,21 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 MODULE = Path(__file__).resolve().parents[2] / "ramboot/initramfs/files/50ramboot"
-PARTS = (
-    "lib",
-    "ask",
-    "source",
-    "twin",
-    "copy",
-    "root",
-    "snapshot",
-    "overlay",
-    "seal",
-    "state",
-    "image",
-)
+# in the order of the program
+PARTS = re.findall(
+    r"^for part in (.*); do$", (MODULE / "ramboot-initramfs.sh").read_text(), re.MULTILINE
+)[0].split()
 GOOD = {
     "version": "1",
     "mode": "ask",
@@ -449,7 +442,7 @@ def test_volumes_come_from_the_roots_own_device_alone(shell: Shell, tmp_path: Pa
         "getargs() { printf '%s\\n' qubes_dom0/root other/data qubes_dom0/swap; }\n"
         "udevadm() { :; }\n"
         'try() { shift; printf "%s\\n" "$*"; reason=failed; return 1; }\n'
-        "warn() { printf 'warning: %s\\n' \"$*\"; }\n"
+        "alert() { printf 'warning: %s\\n' \"$*\"; }\n"
         "reason=two ROOT_SPEC=qubes_dom0/root TWIN_ROOT=/dev/dm-0; twin_boot\n"
         'printf "%s" "$reason"; TWIN_ROOT=; twin_boot'
     )
@@ -590,6 +583,7 @@ def test_what_a_bare_group_does_not_wait_for(shell: Shell, tmp_path: Path, why: 
 OTHER_LUKS = "66666666-2222-4333-8444-555555555555"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a block device")
 @pytest.mark.parametrize(
     ("root", "found"),
     [
@@ -741,7 +735,7 @@ def test_a_disk_that_can_not_be_read_is_gone(
 
 PERSISTENT = """
 sleep() { :; }; phase() { :; }; save_state() { :; }; write_status() { printf '%s.' "$1"; }
-disk_gone() { return 1; }; warn() { printf 'warning: %s.' "$*"; }; screen() { printf '%s' "$*"; }
+disk_gone() { return 1; }; alert() { printf 'warning: %s.' "$*"; }; screen() { printf '%s' "$*"; }
 GONE_PAUSE_S=60 REASON_PAUSE_S=5 reason=busy
 """
 
@@ -1094,6 +1088,11 @@ def a_root(tmp_path: Path) -> Path:
     return root
 
 
+def test_the_boot_refuses_the_system_directories_that_apply_refuses(shell: Shell) -> None:
+    known = yaml.safe_load((MODULE / "../../../defaults.yaml").read_text())["mounts"]["system"]
+    assert sorted(shell('printf "%s" "$SYSTEM_DIRS"').stdout.split()) == known
+
+
 def test_the_copy_mounts_neither_root_nor_swap_nor_boot(shell: Shell, tmp_path: Path) -> None:
     root = a_root(tmp_path)
     script = "kernel_name() { printf '%s' \"${1##*/}\"; }" + PREPARE
@@ -1302,6 +1301,8 @@ def devices(tmp_path: Path) -> None:
         (tmp_path / "dev" / name).touch()
         (tmp_path / "dev/disk/by-uuid" / uuid).symlink_to(f"../../{name}")
     (tmp_path / "sys/class/block/dm-10/slaves/dm-9").mkdir(parents=True)
+    (tmp_path / "sys/class/block/dm-10/dm").mkdir()
+    (tmp_path / "sys/class/block/dm-10/dm/uuid").write_text("LVM-1\n")
 
 
 def rewritten(shell: Shell, tmp_path: Path, fstab: str, **names: str) -> list[str]:
@@ -1386,41 +1387,35 @@ SWAP = ["SYMLINK mapper/qubes_dom0-swap"]
 NO_MORE = ["ENV{ID_FS_UUID} in", "ENV{ID_PART_ENTRY_UUID} data"]
 
 
+# of crypttab: encrypted swap, the root's own
+CRYPT_SWAP = ["KERNEL sda9"]
+CRYPT = ["ENV{ID_FS_UUID} 1", *CRYPT_SWAP]
+VOLUME, MAPPING = "ENV{DM_NAME} qubes_dom0-root", "ENV{DM_NAME} luks-1"
+
+
 @pytest.mark.parametrize(
     ("backend", "kind", "disk", "swap", "hidden"),
     [
-        (
-            "zram",
-            "lvm",
-            "attached",
-            "session",
-            ["ENV{DM_NAME} qubes_dom0-root", *BELOW, *BOOT, *SWAP],
-        ),
-        ("zram", "lvm", "attached", "keep", ["ENV{DM_NAME} qubes_dom0-root", *BELOW, *BOOT]),
-        ("tmpfs", "device", "attached", "off", ["KERNEL dm-0", *BELOW, *BOOT, *SWAP]),
+        ("zram", "lvm", "attached", "session", [VOLUME, *BELOW, *BOOT, *SWAP, *CRYPT_SWAP]),
+        ("zram", "lvm", "attached", "keep", [VOLUME, *BELOW, *BOOT]),
+        ("tmpfs", "device", "attached", "off", [MAPPING, *BELOW, *BOOT, *SWAP, *CRYPT_SWAP]),
         (
             "image",
             "lvm",
             "readonly",
             "keep",
-            ["ENV{DM_NAME} qubes_dom0-root", "KERNEL dm-0", *BELOW, *BOOT, *SWAP, *NO_MORE],
+            [VOLUME, MAPPING, *BELOW, *BOOT, *SWAP, *NO_MORE, *CRYPT],
         ),
-        (
-            "zram",
-            "lvm",
-            "detached",
-            "session",
-            ["ENV{DM_NAME} qubes_dom0-root", *BELOW, *BOOT, *SWAP, *NO_MORE],
-        ),
+        ("zram", "lvm", "detached", "session", [VOLUME, *BELOW, *BOOT, *SWAP, *NO_MORE, *CRYPT]),
         # what lies on the layer is mounted, and has to be found by its links
-        ("snapshot", "lvm", "attached", "session", [*BELOW, *BOOT, *SWAP, NO_MORE[1]]),
-        ("snapshot", "lvm", "attached", "keep", [*BELOW, *BOOT, NO_MORE[1]]),
+        ("snapshot", "lvm", "attached", "session", [*BELOW, *BOOT, *SWAP, NO_MORE[1], *CRYPT]),
+        ("snapshot", "lvm", "attached", "keep", [*BELOW, *BOOT, NO_MORE[1], *CRYPT]),
         (
             "snapshot",
             "device",
             "attached",
             "session",
-            ["KERNEL dm-0", *BELOW, *BOOT, *SWAP, NO_MORE[1]],
+            [MAPPING, *BELOW, *BOOT, *SWAP, NO_MORE[1], *CRYPT],
         ),
     ],
 )
@@ -1430,21 +1425,90 @@ def test_what_nobody_uses_of_the_disk_is_hidden(
     root = a_root(tmp_path)
     devices(tmp_path)
     (root / "etc/fstab").write_text(HIDDEN_FSTAB)
-    block = tmp_path / "sys/class/block"
-    (block / "dm-0/slaves/vda3").mkdir(parents=True)
-    partition = tmp_path / "sys/devices/pci/block/vda/vda3"
-    partition.mkdir(parents=True)
-    (partition / "partition").write_text("3\n")
-    (block / "vda3").symlink_to(partition)
+    (tmp_path / "sys/class/block/dm-0/slaves/vda3").mkdir(parents=True)
+    partition(tmp_path, "vda", "vda3")
+    names = {"BACKEND": backend, "KIND": kind, "DISK": disk, "SWAP": swap, "UUID": "in"}
+    lines, marks = hidden_by_udev(shell, tmp_path, **names)
+    assert marks == hidden
+    assert lines[0] == 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"'
+    assert 'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' in lines[len(marks) :]
+
+
+def hidden_by_udev(shell: Shell, tmp_path: Path, **names: str) -> tuple[list[str], list[str]]:
+    """The lines of the session's rules, and what they mark."""
     script = LAYERED + 'ST_DISK=$DISK; hidden_rules "$P/root" > "$RUN/hidden.rules" && hide_disk'
-    (tmp_path / "run/ramboot").mkdir(parents=True, exist_ok=True)
-    done = shell(script, BACKEND=backend, KIND=kind, DISK=disk, SWAP=swap, UUID="in")
+    done = shell(script, **names)
     assert (done.stdout, done.stderr) == ("", "")
     lines = (tmp_path / "run/udev/rules.d/63-ramboot-hidden.rules").read_text().splitlines()
     marks = [line for line in lines if line.endswith('", ENV{RAMBOOT_HIDDEN}="1"')]
-    assert [mark.partition('", ENV')[0].replace('=="', " ") for mark in marks] == hidden
-    assert lines[0] == 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"'
-    assert 'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' in lines[len(marks) :]
+    return lines, [mark.partition('", ENV')[0].replace('=="', " ") for mark in marks]
+
+
+def test_swap_that_the_formula_took_out_of_use_is_hidden(shell: Shell, tmp_path: Path) -> None:
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/crypttab").unlink()
+    mark = yaml.safe_load((MODULE / "../../../defaults.yaml").read_text())["swap"]["mark"]
+    (root / "etc/fstab").write_text(
+        f"# was: {mark}/dev/sdz none swap\n{mark}UUID=swap none swap defaults 0 0\n"
+    )
+    units = root / "var/lib/ramboot/swap-units"
+    units.mkdir(parents=True)
+    (units / "own.swap").write_text("[Swap]\nWhat=/dev/sda8\n")
+    (root / "usr/lib/systemd/system/more.swap").write_text("[Swap]\nWhat=PARTUUID=more\n")
+    names = {"BACKEND": "zram", "KIND": "lvm", "DISK": "attached", "SWAP": "off"}
+    assert hidden_by_udev(shell, tmp_path, **names)[1] == [
+        VOLUME,
+        "ENV{ID_FS_UUID} swap",
+        "ENV{ID_PART_ENTRY_UUID} more",
+        "KERNEL sda8",
+    ]
+
+
+def test_with_a_partition_on_another_disk_all_of_that_is_hidden(
+    shell: Shell, tmp_path: Path
+) -> None:
+    """In a persistent boot it is mounted, and Qubes offers no disk of which that is so."""
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/crypttab").write_text("data UUID=data none\n")
+    (root / "etc/fstab").write_text("UUID=boot /boot ext4 defaults 0 2\n")
+    partition(tmp_path, "sdc", "vda1")
+    partition(tmp_path, "sdb", "sdb1")
+    # what LVM has of it stays in use
+    mapping(tmp_path, 11, "qubes_dom0-swap", "LVM-1", "vda9")
+    partition(tmp_path, "sdd", "vda9")
+    (tmp_path / "dev/disk/by-uuid/lv").symlink_to("../../dm-11")
+    (tmp_path / "dev/dm-11").touch()
+    with (root / "etc/fstab").open("a") as stream:
+        stream.write("UUID=lv none swap defaults 0 0\n")
+    names = {"BACKEND": "snapshot", "KIND": "lvm", "DISK": "attached", "SWAP": "session"}
+    assert hidden_by_udev(shell, tmp_path, **names)[1] == [
+        "ENV{ID_FS_UUID} boot",
+        "KERNEL sdc",
+        "ENV{ID_FS_UUID} lv",
+        "ENV{ID_FS_UUID} data",
+        "KERNEL sdb",
+    ]
+
+
+def test_a_pulled_disk_takes_its_names_with_it(shell: Shell, tmp_path: Path) -> None:
+    """The next disk gets them from the kernel, and it may be the stick to save something on."""
+    root = a_root(tmp_path)
+    devices(tmp_path)
+    (root / "etc/crypttab").unlink()
+    (root / "etc/fstab").write_text("")
+    (tmp_path / "sys/class/block/dm-0/slaves/vda3").mkdir(parents=True)
+    partition(tmp_path, "vda", "vda3")
+    (tmp_path / "sys/devices/vda/vda3/dev").write_text("8:3\n")
+    (tmp_path / "sys/class/block/vda").symlink_to(tmp_path / "sys/devices/vda")
+    (tmp_path / "sys/devices/vda/dev").write_text("8:0\n")
+    data = tmp_path / "run/udev/data"
+    data.mkdir(parents=True)
+    for number in ("b8:0", "b8:3"):
+        (data / number).write_text("E:ID_PART_TABLE_UUID=9f1c\n")
+    names = {"BACKEND": "zram", "KIND": "lvm", "DISK": "detached", "SWAP": "session"}
+    assert hidden_by_udev(shell, tmp_path, **names)[1] == [VOLUME, "ENV{ID_PART_TABLE_UUID} 9f1c"]
 
 
 @pytest.mark.parametrize("luks", [True, False])
@@ -1457,6 +1521,7 @@ def test_a_detached_disk_is_hidden_by_a_name_that_stays_its_own(
         (tmp_path / "sys/class/block/dm-0/dm/name").unlink()
     script = LAYERED + 'ST_DISK=detached; hidden_rules "$P/root"'
     done = shell(script, BACKEND="zram", KIND="device", SWAP="session")
+    assert "luks-1" not in done.stdout
     assert ('KERNEL=="dm-0"' in done.stdout) == (not luks)
 
 
@@ -1467,7 +1532,8 @@ def test_a_kernel_whose_tmpfs_can_be_swapped_takes_none_where_swap_is_kept(
     text = (MODULE / "ramboot-initramfs.sh").read_text()
     function = text[text.index("\nmount_noswap() {") : text.index("\n# --- phases that the hooks")]
     done = shell(
-        "try() { case $* in *,noswap*) reason='mount failed'; return 1 ;; esac; }\n"
+        # by its name the overlay's root is told from it
+        "try() { case $* in *size=1m' tmpfs /x') ;; *) reason='mount failed'; return 1 ;; esac; }\n"
         f"CONF_swap={swap} ST_BACKEND=tmpfs\n{function}\n"
         'mount_noswap size=1m /x && printf "done%s" "$reason" || printf "%s" "$reason"'
     )
@@ -1755,9 +1821,12 @@ def test_of_stopped_workers_nothing_runs_on(shell: Shell) -> None:
         f"{WATCHED}\n"
         'told="$RUN/work/told"; : > "$told"; export told\n'
         "copies() { while :; do sh -c 'sleep 0.02; echo read >> \"$told\"'; done; }\n"
+        # no limit of time ends a wait
+        "now_cs() { printf 0; }\n"
         "for i in 1 2 3 4 5; do\n"
-        "    work copies; work copies\n"
-        "    sleep 0.2; stop_workers\n"
+        '    before=$(wc -l < "$told"); work copies; work copies\n'
+        '    until [ "$(wc -l < "$told")" -gt "$before" ]; do sleep 0.01; done\n'
+        "    stop_workers\n"
         '    before=$(wc -l < "$told"); sleep 0.3\n'
         '    [ "$(wc -l < "$told")" = "$before" ] && printf $i || printf "?"\n'
         "done\n"
@@ -1773,6 +1842,7 @@ def test_a_worker_that_stops_late_has_not_started_its_last_unseen(shell: Shell) 
         f"{WATCHED}\n"
         'told="$RUN/work/told"; : > "$told"; export told\n'
         "copies() { while :; do sh -c 'sleep 0.05; echo read >> \"$told\"'; done; }\n"
+        "now_cs() { printf 0; }\n"
         "kill() {\n"
         '    case "$1" in\n'
         '        -STOP) (sleep 0.2; command kill "$@") 9>&- & ;;\n'
@@ -1780,8 +1850,9 @@ def test_a_worker_that_stops_late_has_not_started_its_last_unseen(shell: Shell) 
         "    esac\n"
         "}\n"
         "for i in 1 2 3; do\n"
-        "    work copies\n"
-        "    sleep 0.2; stop_workers\n"
+        '    before=$(wc -l < "$told"); work copies\n'
+        '    until [ "$(wc -l < "$told")" -gt "$before" ]; do sleep 0.01; done\n'
+        "    stop_workers\n"
         '    before=$(wc -l < "$told"); sleep 0.3\n'
         '    [ "$(wc -l < "$told")" = "$before" ] && printf $i || printf "?"\n'
         "done"
@@ -1800,8 +1871,9 @@ def test_what_ends_late_of_stopped_workers_is_waited_for(shell: Shell) -> None:
         '        *) (sleep 0.5; command kill "$@") 9>&- & ;;\n'
         "    esac\n"
         "}\n"
-        "work sh -c 'sleep 1000; :'\n"
-        "sleep 0.2; stop_workers\n"
+        'begun="$RUN/work/begun"; export begun; now_cs() { printf 0; }\n'
+        "work sh -c 'sleep 1000 & : > \"$begun\"; wait'\n"
+        'until [ -e "$begun" ]; do sleep 0.01; done; stop_workers\n'
         'for pid in $KILLED; do runs "$pid" && printf "runs " || printf "ended "; done'
     )
     # the worker, its shell and what that waits for

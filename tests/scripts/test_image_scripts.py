@@ -17,7 +17,7 @@ MIB = 1 << 20
 KERNEL = "6.12.1-1.qubes.fc41.x86_64"
 CHOOSE = (
     "read_config; ST_DEVICE=/dev/root ST_BACKEND=image\n"
-    'warn() { printf "warned: %s\\n" "$1"; }\n'
+    'alert() { printf "warned: %s\\n" "$1"; }\n'
     'image_manifest && image_choose && printf "%s|%s" "$ST_BACKEND" "$ST_NOTE" \\\n'
     '    || printf "no|%s" "$reason"'
 )
@@ -334,7 +334,7 @@ BOTH = COPY + (
     "dd() { exec sleep 1000; }\n"
     "mount_noswap() { mkdir -p $2; }\n"
     "say() { :; }\n"
-    "warn() { :; }\n"
+    "alert() { :; }\n"
     'umount() { echo "$1" > "$P/unmounted"; }\n'
     'timeout() { shift 3; "$@"; }\n'
     'make_image && printf "%s;" "$ST_BACKEND" || printf "no;"\n'

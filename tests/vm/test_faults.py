@@ -10,7 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vm import build
-from vm.claims import assert_disk_is_closed, assert_persistent, settled, status
+from vm.claims import (
+    assert_disk_is_closed,
+    assert_disk_is_hidden,
+    assert_persistent,
+    settled,
+    status,
+)
 from vm.disk import PASSPHRASE
 from vm.machine import Machine
 
@@ -140,6 +146,7 @@ def test_what_does_no_harm_ends_in_a_ram_session(machine: MachineMaker) -> None:
     assert "1970-01-02" in dom0.succeed("dmesg | grep 'setting system clock'")
     assert settled(dom0) == "running"
     assert_disk_is_closed(dom0)
+    assert_disk_is_hidden(dom0)
     assert dom0.succeed("cat /root/note") == "from the journal"
     dom0.poweroff()
     assert dom0.written_bytes() == 0

@@ -145,7 +145,7 @@ def test_a_bare_console_takes_the_answer_right_after_a_wrong_one(
     applied_disk: Disk, machine: MachineMaker
 ) -> None:
     dom0 = machine(applied_disk)
-    dom0.start_direct("plymouth.enable=0 ramboot.timeout=120")
+    dom0.start_direct("plymouth.enable=0 ramboot.timeout=0")
     dom0.unlock()
     dom0.at_prompt()
     dom0.answer("perhaps")

@@ -36,7 +36,7 @@ install() {
     inst_multiple -o dumpe2fs e2fsck fallocate filefrag fstrim keyctl mkfs.ext4 tune2fs lvm xfs_repair \
         btrfs modprobe plymouth stty systemctl
 
-    for name in lib ask source twin copy root snapshot overlay seal state image; do
+    for name in lib ask source luks twin layer copy root snapshot overlay seal state image; do
         inst_simple "$moddir/ramboot-$name.sh" "/usr/lib/ramboot/ramboot-$name.sh"
     done
     inst_simple "$moddir/ramboot-initramfs.sh" /usr/bin/ramboot-initramfs

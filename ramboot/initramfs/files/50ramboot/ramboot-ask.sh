@@ -101,7 +101,7 @@ read_console() {
         *.124) return 1 ;;
         *)
             if [ "$CONF_timeout_s" -eq 0 ]; then
-                warn 'nobody can answer: the console cannot be read'
+                alert 'nobody can answer: the console cannot be read'
                 ANSWER_LINE=n
                 return 0
             fi

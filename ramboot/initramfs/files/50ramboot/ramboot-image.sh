@@ -32,11 +32,11 @@ image_choose() {
         copy,*)
             ST_BACKEND=zram
             ST_NOTE="${ST_NOTE:+$ST_NOTE; }$stale; the root was copied (zram) instead"
-            warn "$stale; copying the root (zram) instead"
+            alert "$stale; copying the root (zram) instead"
             ;;
         use-and-say,yes)
             ST_NOTE="${ST_NOTE:+$ST_NOTE; }$stale"
-            warn "$stale; it is used all the same (image:stale: use-and-say)"
+            alert "$stale; it is used all the same (image:stale: use-and-say)"
             ;;
         *)
             reason="$stale; it has to be built anew (state ramboot.image)"
@@ -212,7 +212,7 @@ image_copied() {
 # image_mount: the overlay. Lazily unmounted, the file systems live as long as it does.
 image_mount() {
     local kernel size loop
-    modprobe -qa loop squashfs overlay 2> /dev/null
+    modprobe -qa loop squashfs 2> /dev/null
     try 60 mount -t squashfs -o ro,nodev,loop "$IMAGE_COPY" "$RUN/root/lower" || return 1
     read -r kernel < "$P/proc/sys/kernel/osrelease"
     [ -d "$RUN/root/lower/usr/lib/modules/$kernel" ] && [ -d "$RUN/root/lower/etc" ] || {
@@ -220,13 +220,7 @@ image_mount() {
         return 1
     }
     size=$(((ST_LIMIT - IMAGE_bytes - IMAGE_EXTRA_BYTES) / MIB))
-    mount_noswap "size=${size}m,nr_inodes=0,mode=0755" "$RUN/root/rw" || return 1
-    # upper's mode is that of /
-    mkdir "$RUN/root/rw/upper" "$RUN/root/rw/work" \
-        && chown --reference="$RUN/root/lower" "$RUN/root/rw/upper" \
-        && chmod --reference="$RUN/root/lower" "$RUN/root/rw/upper" || return 1
-    try 30 mount -t overlay -o "lowerdir=$RUN/root/lower,upperdir=$RUN/root/rw/upper,workdir=$RUN/root/rw/work" \
-        ramboot-image "$RUN/root/root" || return 1
+    overlay_mount ramboot-image "$size" || return 1
     loop=$(awk -v d="$RUN/root/lower" '$2 == d { print $1 }' "$P/proc/self/mounts")
     umount "$RUN/root/rw" && umount "$RUN/root/lower" && umount -l "$RUN/root/image" || {
         reason='the layers of the image are busy'

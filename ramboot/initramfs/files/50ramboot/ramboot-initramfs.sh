@@ -18,7 +18,7 @@
 # before the copy is proven, and recover leaves the machine as if we had not been there.
 
 . /lib/dracut-lib.sh
-for part in lib ask source twin copy root snapshot overlay seal state image; do
+for part in lib ask source luks twin layer copy root snapshot overlay seal state image; do
     # shellcheck disable=SC1090 # the parts beside this file
     . "/usr/lib/ramboot/ramboot-$part.sh"
 done
@@ -50,11 +50,14 @@ decide() {
     case $ST_REQUESTED in
         off) return 1 ;;
         ask) ST_BACKEND=$CONF_backend ;;
-        zram | tmpfs | image | snapshot | overlay) ST_BACKEND=$ST_REQUESTED ;;
         *)
-            ST_REQUESTED=$(printable "$ST_REQUESTED")
-            reason="ramboot=$ST_REQUESTED is unknown (known: ask, off, zram, tmpfs, image, snapshot, overlay)"
-            return 1
+            ST_BACKEND=$ST_REQUESTED
+            # shellcheck disable=SC2086 # a list
+            one_of "$ST_BACKEND" $BACKENDS || {
+                ST_REQUESTED=$(printable "$ST_REQUESTED")
+                reason="ramboot=$ST_REQUESTED is unknown (known: ask off $BACKENDS)"
+                return 1
+            }
             ;;
     esac
     ST_DISK=${disk:-$CONF_disk}
@@ -254,12 +257,12 @@ make_tmpfs_root() {
 
 # mount_noswap OPTIONS DIRECTORY: a tmpfs. noswap is new in Linux 6.4; without it, no swap may be there.
 mount_noswap() {
-    ! try 10 mount -t tmpfs -o "$1,noswap" ramboot-root "$2" || return 0
+    ! try 10 mount -t tmpfs -o "$1,noswap" tmpfs "$2" || return 0
     [ "$CONF_swap" != keep ] || {
         reason="with swap: keep this kernel could swap $ST_BACKEND to the disk (tmpfs has noswap since Linux 6.4)"
         return 1
     }
-    try 10 mount -t tmpfs -o "$1" ramboot-root "$2" && reason=
+    try 10 mount -t tmpfs -o "$1" tmpfs "$2" && reason=
 }
 
 # --- phases that the hooks call -------------------------------------------------------------
@@ -379,8 +382,8 @@ take_back() {
     zram_drop "$(cat "$RUN/root-zram" 2> /dev/null)" || :
     seal_down
     if [ -e "$RUN/layer" ] || [ -e "$RUN/layer-kept" ]; then
-        layer_gives_back || warn "$reason"
-        layer_down || warn "$reason"
+        layer_gives_back || alert "$reason"
+        layer_down || alert "$reason"
         rescan
     fi
     rm -rf "$RUN/root-zram" "$RUN/ready" "$RUN/work" "$RUN/layer-kept" "$RUN/image" "$RUN/hidden.rules" \
@@ -397,7 +400,7 @@ volumes_back() {
     for lv in $(getargs rd.lvm.lv); do
         [ -b "/dev/mapper/$(dm_name "$lv")" ] \
             || lvm lvchange -ay -K --yes --sysinit "$lv" > /dev/null 2>&1 \
-            || warn "the volume $lv could not be activated"
+            || alert "the volume $lv could not be activated"
     done
     udevadm settle --timeout=30
 }
@@ -415,14 +418,14 @@ persistent() {
         return 0
     fi
     ! dmsetup info "$LAYER" > /dev/null 2>&1 || behind_layer
-    warn "persistent boot: $reason"
+    alert "persistent boot: $reason"
     sleep "$REASON_PAUSE_S"
 }
 
 # without_disk: there is nothing left to boot. dracut would look for the disk for minutes and end
 # in a shell that nobody has a password for.
 without_disk() {
-    warn "the disk is gone: $SOURCE_DISK can't be read ($reason)"
+    alert "the disk is gone: $SOURCE_DISK can't be read ($reason)"
     screen "ramboot wrote nothing to it. The machine switches off in $GONE_PAUSE_S s."
     sleep "$GONE_PAUSE_S"
     # the same with and without systemd
@@ -433,7 +436,7 @@ without_disk() {
 # behind_layer: the disk's volumes are in use through the throw-away layer still. What is called a
 # boot from the disk would lose all that is saved in it, if it went on at all.
 behind_layer() {
-    warn "the disk can't be freed for a persistent boot: $reason"
+    alert "the disk can't be freed for a persistent boot: $reason"
     screen "Nothing was written to it. The machine restarts in $GONE_PAUSE_S s; answer n then, or boot with ramboot=off."
     sleep "$GONE_PAUSE_S"
     printf b > "$P/proc/sysrq-trigger"

@@ -8,6 +8,7 @@ P=${RAMBOOT_PREFIX:-}
 RUN=$P/run/ramboot
 CONF=$P/etc/ramboot/ramboot.conf
 MIB=1048576
+BACKENDS='zram tmpfs image snapshot overlay'
 
 # --- messages -------------------------------------------------------------------------------
 
@@ -16,8 +17,8 @@ say() {
     tell 5 "$*"
 }
 
-# warn TEXT: as say, marked as a warning in the journal.
-warn() {
+# alert TEXT: as say, marked as a warning in the journal.
+alert() {
     tell 4 "$*"
 }
 
@@ -128,10 +129,11 @@ read_config() {
         esac
         key=${line%%=*}
         value=${line#*=}
+        # shellcheck disable=SC2086 # a list
         case $key in
             version) one_of "$value" 1 ;;
-            mode) one_of "$value" ask off zram tmpfs image snapshot overlay ;;
-            backend) one_of "$value" zram tmpfs image snapshot overlay ;;
+            mode) one_of "$value" ask off $BACKENDS ;;
+            backend) one_of "$value" $BACKENDS ;;
             default) one_of "$value" y n ;;
             disk) one_of "$value" attached readonly detached ;;
             swap) one_of "$value" session off keep ;;

@@ -16,18 +16,25 @@ make_overlay() {
     # the device itself stays writable, for the persistent boot that a later failure ends in
     try 60 mount -t "$ST_FSTYPE" -o "$LOWER_OPTIONS" "$SOURCE_ROOT" "$RUN/root/lower" || return 1
     ST_BYTES=$(used_bytes "$RUN/root/lower")
-    mount_noswap "size=${size}m,nr_inodes=0,mode=0755" "$RUN/root/rw" || return 1
-    # upper's mode is that of /
-    mkdir -m 0755 "$RUN/root/rw/upper" "$RUN/root/rw/work"
-    modprobe -q overlay 2> /dev/null
-    try 30 mount -t overlay -o "lowerdir=$RUN/root/lower,upperdir=$RUN/root/rw/upper,workdir=$RUN/root/rw/work" \
-        ramboot-root "$RUN/root/root" || return 1
+    overlay_mount ramboot-root "$size" || return 1
     # the overlay has its own hold of both; nobody else needs to reach them
     umount "$RUN/root/lower" && umount "$RUN/root/rw" || {
         reason='the layers of the overlay are busy'
         return 1
     }
     overlay_is_whole "$RUN/root/root" && root_check "$RUN/root/root" && root_prepare "$RUN/root/root"
+}
+
+# overlay_mount NAME MIB: the root, $RUN/root/lower below a tmpfs of that size.
+overlay_mount() {
+    modprobe -q overlay 2> /dev/null
+    mount_noswap "size=${2}m,nr_inodes=0,mode=0755" "$RUN/root/rw" || return 1
+    # owner and mode of / are those of upper
+    mkdir "$RUN/root/rw/upper" "$RUN/root/rw/work" \
+        && chown --reference="$RUN/root/lower" "$RUN/root/rw/upper" \
+        && chmod --reference="$RUN/root/lower" "$RUN/root/rw/upper" || return 1
+    try 30 mount -t overlay -o "lowerdir=$RUN/root/lower,upperdir=$RUN/root/rw/upper,workdir=$RUN/root/rw/work" \
+        "$1" "$RUN/root/root"
 }
 
 # overlay_source: the root device, if its file system can be read without being repaired.

@@ -13,9 +13,9 @@ USER_MASKS='grub-boot-success.timer grub-boot-success.service'
 # qmemman takes all tmpfs for free memory and would balloon dom0 away under its own root
 # (core-admin qmemman/algo.py, linux-utils meminfo-writer.c). Without the reporter dom0 is
 # neither donor nor receiver.
-TMPFS_MASKS='qubes-meminfo-writer-dom0.service'
+BALLOON_MASKS='qubes-meminfo-writer-dom0.service'
 # Directories of which a part on another volume would go on being written.
-SYSTEM_DIRS='/usr /etc /var /home /root /opt /srv /lib /bin /sbin'
+SYSTEM_DIRS='/usr /etc /var /home /root /opt /srv /tmp /lib /lib64 /bin /sbin'
 
 # root_check DIRECTORY: refuses a system of which a part lies on another volume of the disk.
 root_check() {
@@ -187,30 +187,33 @@ rewrite_fstab() {
 # QUBES_EXPORT_BLOCK_DEVICE=0: udev-block-add-change, run for what lies below another device, would
 # heed the first flag no more. What the session mounts, or gives to LVM, has to keep its links.
 hidden_rules() {
-    local spec target type options source
+    local source device spec
     source=$(kernel_name "$SOURCE_DISK")
     printf '%s\n' 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"' 'IMPORT{db}="RAMBOOT_HIDDEN"'
-    [ "$ST_BACKEND,$ROOT_KIND" = snapshot,lvm ] || [ "$ROOT_KIND" = device ] \
-        || hidden 'ENV{DM_NAME}' "$(dm_name "$ROOT_SPEC")"
-    case $ST_DISK,$ROOT_KIND in
-        # a mapping is closed, and its number the next one's
-        detached,*) mapping_name > /dev/null || hidden KERNEL "$source" ;;
-        readonly,* | *,device) hidden KERNEL "$source" ;;
-    esac
-    for spec in $(disks_below "$source"); do
-        hidden KERNEL "$spec"
-    done
-    mounts_of "$1" | while read -r spec target type options; do
-        on_disk "$spec" '' || continue
-        case $type,$target,$options in
-            swap,*) [ "$CONF_swap" != keep ] || ! may_use "$spec" || continue ;;
-            *,/boot,* | *,/boot/*,* | *,/efi,*) ;;
-            # somebody else's on a disk of its own
-            *,/,* | *noauto*) continue ;;
-            *) ! may_use "$spec" || continue ;;
+    {
+        [ "$ST_BACKEND,$ROOT_KIND" = snapshot,lvm ] || [ "$ROOT_KIND" = device ] \
+            || hidden 'ENV{DM_NAME}' "$(dm_name "$ROOT_SPEC")"
+        case $ST_DISK,$ROOT_KIND in
+            # a mapping is closed
+            detached,*) mapping_name > /dev/null || hidden_device "$source" ;;
+            readonly,* | *,device) hidden_device "$source" ;;
         esac
-        hidden_spec "$spec"
-    done
+        for device in $(disks_below "$source"); do
+            hidden_device "$device"
+        done
+        unused_specs "$1" | while read -r spec; do
+            hidden_spec "$spec"
+            device=$(kernel_name "$(root_device "$spec")") || continue
+            # what LVM has of a disk stays in use
+            case $(cat "$P/sys/class/block/$device/dm/uuid" 2> /dev/null) in
+                LVM-*) continue ;;
+            esac
+            # all of the disk would be offered, for none of its partitions is in use
+            for device in $(disks_below "$device"); do
+                hidden_device "$device"
+            done
+        done
+    } | awk '!seen[$0]++'
     # of later events only the first flag is kept by lvm2's rules; an opened LUKS device without an
     # ID_FS_USAGE is none for systemd (99-systemd.rules)
     printf '%s\n' 'ENV{RAMBOOT_HIDDEN}!="1", GOTO="ramboot_hidden_end"' \
@@ -220,10 +223,69 @@ hidden_rules() {
 }
 HIDDEN_RULES=$P/run/udev/rules.d/63-ramboot-hidden.rules
 
-# hidden KEY VALUE: one device, by a name without characters of patterns.
+# unused_specs DIRECTORY: what fstab, crypttab and units there name and the session does not use.
+unused_specs() {
+    local spec target type options
+    {
+        mounts_of "$1"
+        swaps_off "$1"
+    } | while read -r spec target type options; do
+        on_disk "$spec" '' || continue
+        case $type,$target,$options in
+            swap,*) [ "$CONF_swap" != keep ] || ! may_use "$spec" || continue ;;
+            *,/boot,* | *,/boot/*,* | *,/efi,*) ;;
+            # somebody else's on a disk of its own
+            *,/,* | *noauto*) continue ;;
+            *) ! may_use "$spec" || continue ;;
+        esac
+        printf '%s\n' "$spec"
+    done
+    closed_specs "$1"
+}
+
+# swaps_off DIRECTORY: as lines of fstab, the swap that the formula took out of it (swap: off), and that
+# of units.
+swaps_off() {
+    local unit
+    [ ! -f "$1/etc/fstab" ] || sed -n 's/^#ramboot: //p' "$1/etc/fstab"
+    for unit in "$1"/etc/systemd/system/*.swap "$1"/usr/lib/systemd/system/*.swap \
+        "$1"/var/lib/ramboot/swap-units/*.swap; do
+        [ ! -f "$unit" ] || sed -n 's/^What=\(.*\)/\1 none swap defaults/p' "$unit"
+    done
+}
+
+# closed_specs DIRECTORY: what crypttab there names and the session does not open. Encrypted swap is swap.
+closed_specs() {
+    local name source key options
+    [ -f "$1/etc/crypttab" ] || return 0
+    while read -r name source key options || [ -n "$name" ]; do
+        case $name in '' | '#'*) continue ;; esac
+        on_disk "$source" '' || continue
+        case $CONF_swap,,$options, in
+            keep,*) ! may_use "$source" || continue ;;
+            *,swap,*) ;;
+            *) ! may_use "$source" || continue ;;
+        esac
+        printf '%s\n' "$source"
+    done < "$1/etc/crypttab"
+}
+
+# hidden_device NAME: one that is there now. What a sealed or pulled disk has is hidden by its partition
+# table, which all its partitions have from it (60-persistent-storage.rules): its kernel names will be
+# those of the next disk.
+hidden_device() {
+    local dir="$P/sys/class/block/$1" number
+    number=$(cat "$dir/dev" 2> /dev/null)
+    ! [ -r "$dir/dm/name" ] || ! hidden 'ENV{DM_NAME}' "$(cat "$dir/dm/name")" || return 0
+    ! one_of "$ST_DISK" readonly detached || ! hidden 'ENV{ID_PART_TABLE_UUID}' \
+        "$(sed -n 's/^E:ID_PART_TABLE_UUID=//p' "$P/run/udev/data/b$number" 2> /dev/null)" || return 0
+    hidden KERNEL "$1"
+}
+
+# hidden KEY VALUE: one device, by a name without characters of patterns; 1 if it has none.
 hidden() {
     case $2 in
-        '' | *[!A-Za-z0-9._:/+-]*) return 0 ;;
+        '' | *[!A-Za-z0-9._:/+-]*) return 1 ;;
     esac
     printf '%s=="%s", ENV{RAMBOOT_HIDDEN}="1"\n' "$1" "$2"
 }
@@ -240,37 +302,20 @@ hidden_spec() {
     esac
 }
 
-# disks_below NAME: what a block device lies on, down to the whole disk, by kernel names.
-disks_below() {
-    local path
-    for path in "$P/sys/class/block/$1/slaves/"*; do
-        [ -e "$path" ] || continue
-        printf '%s\n' "${path##*/}"
-        disks_below "${path##*/}"
-    done
-    [ -e "$P/sys/class/block/$1/partition" ] || return 0
-    path=$(readlink -f "$P/sys/class/block/$1")
-    path=${path%/*}
-    printf '%s\n' "${path##*/}"
-}
-
 # hide_disk: in the session, whose udev reads it first.
 hide_disk() {
     mkdir -p "${HIDDEN_RULES%/*}" && mv "$RUN/hidden.rules" "$HIDDEN_RULES" \
-        || warn 'udev could not be told to hide the disk: it is offered to qubes'
+        || alert 'udev could not be told to hide the disk: it is offered to qubes'
 }
 
-# rewrite_crypttab: the disk is open already; a second systemd-cryptsetup would ask again.
-# Encrypted swap is swap. Nothing is opened of a disk that is sealed or gone, nor beside the layer of
-# snapshot: swap and tmp would even be formatted.
+# rewrite_crypttab: the disk is open already; a second systemd-cryptsetup would ask again. Nothing is
+# opened of a disk that is sealed or gone, nor beside the layer of snapshot: swap and tmp would even be
+# formatted.
 rewrite_crypttab() {
-    local disk name source closed=' '
+    local disk
     [ -f "$1/etc/crypttab" ] || return 0
     disk=$(mapping_name)
-    while read -r name source _ || [ -n "$name" ]; do
-        ! on_disk "$source" '' || may_use "$source" || closed="$closed$source "
-    done < "$1/etc/crypttab"
-    CLOSED=$closed awk -v disk="$disk" -v keep="$CONF_swap" '
+    CLOSED=" $(closed_specs "$1" | tr '\n' ' ')" awk -v disk="$disk" -v keep="$CONF_swap" '
         /^[ \t]*(#|$)/ { print; next }
         (disk != "" && $1 == disk) || index(ENVIRON["CLOSED"], " " $2 " ") || (keep != "keep" && $4 ~ /(^|,)swap(,|$)/) {
             print "# RAM session: " $0; next
@@ -310,7 +355,7 @@ mask() {
 mask_units() {
     # shellcheck disable=SC2086 # lists of names
     mask "$1/etc/systemd/system" $SYSTEM_MASKS && mask "$1/etc/systemd/user" $USER_MASKS || return 1
-    ! one_of "$ST_BACKEND" tmpfs overlay image || mask "$1/etc/systemd/system" $TMPFS_MASKS
+    ! one_of "$ST_BACKEND" tmpfs overlay image || mask "$1/etc/systemd/system" $BALLOON_MASKS
 }
 
 # no_swap: the units, wherever they come from. fstab and crypttab are done.

@@ -5,7 +5,7 @@
 # Below it is a read-only loop device: the kernel's loop driver answers each write, discard and
 # zeroing with an error, whatever opened it and however (linux drivers/block/loop.c, loop_handle_cmd;
 # no ioctl takes its LO_FLAGS_READ_ONLY away). A read-only flag of the disk, a read-only LUKS mapping
-# or a mount would not do: a thin pool writes through them (see ramboot-source.sh).
+# or a mount would not do: a thin pool writes through them (see ramboot-layer.sh).
 
 SEAL=ramboot-seal
 
