@@ -211,7 +211,8 @@ def test_what_is_excluded_takes_no_hard_link_elsewhere_and_nothing_alike_with_it
     image.build()
     built = unpacked(world, tmp_path)
     assert contents(built / "var/in") == ["a", "ab", "x", "y"]
-    assert contents(built / "var/out") == []
+    # as the shell's, the star matches no dot at the beginning
+    assert contents(built / "var/out") == ([name] if name.startswith(".") else [])
 
 
 def test_the_snapshot_is_offered_to_no_qube_and_gets_no_link(world, lvm, image):
