@@ -94,6 +94,8 @@ PRETEND = "ramboot.pretend"
 # Older than this, and nobody watches how full the session is.
 FILLED_OLD_S = 60
 
+# What GRUB itself writes there at each boot, whichever entry is chosen.
+SAVES_BOOT = re.compile(r"^\s*save_env\b.*\bboot_success\b", re.MULTILINE)
 # Units that write /boot's grubenv (grub2: grub-boot-success.timer is a user unit).
 GRUBENV_UNITS = {
     "grub-boot-success.timer": "user",
@@ -768,6 +770,7 @@ def _audit_rows() -> list[dict[str, str]]:
         _audit_seal,
         _audit_names,
         _audit_disks,
+        _audit_grub,
         _audit_grubenv,
         _audit_files,
         _audit_image,
@@ -930,6 +933,18 @@ def _audit_seal() -> list[dict[str, str]]:
                 return [_place("seal", finding, "trace")]
             return [_place("seal", f"/dev/{device}, through {loop}, which is read-only", "ram")]
     return [_place("seal", "the disk was to be sealed, and no seal was found", "unknown")]
+
+
+def _audit_grub() -> list[dict[str, str]]:
+    """Fedora's GRUB, which is Qubes', notes each boot before it shows its menu (qubes-grub2, patch
+    0113: 10_reset_boot_success).
+    """
+    paths = _paths()
+    for path in (paths["grub_cfg"], paths["grub_cfg_fallback"], paths["grub_cfg_efi"]):
+        if os.path.isfile(path) and SAVES_BOOT.search(_read(path)):
+            finding = f"GRUB writes boot_success beside {path} at each boot, before Linux"
+            return [_place("grubenv", finding, "trace")]
+    return []
 
 
 def _audit_grubenv() -> list[dict[str, str]]:

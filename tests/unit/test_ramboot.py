@@ -1124,6 +1124,24 @@ def test_units_that_write_grubenv_are_named_until_they_are_masked(world, ramboot
     assert row("grub-boot-indeterminate.service", "masked", "ram", would="ram") in found
 
 
+@pytest.mark.parametrize(
+    ("line", "writes"),
+    [
+        ("  save_env boot_success boot_indeterminate", True),
+        ("save_env next_entry", False),
+        ("# save_env boot_success", False),
+    ],
+)
+def test_what_grub_itself_writes_at_each_boot_is_named(world, ramboot, line, writes):
+    world.write("/boot/grub2/grub.cfg", f"set boot_success=0\n{line}\nmenuentry x {{\n}}\n")
+    found = [item for item in ramboot.audit() if item["place"] == "grubenv"]
+    finding = (
+        f"GRUB writes boot_success beside {world.root}/boot/grub2/grub.cfg at each boot,"
+        " before Linux"
+    )
+    assert found == ([row("grubenv", finding, "trace", would="trace")] if writes else [])
+
+
 def test_what_cannot_be_determined_is_a_finding(world, ramboot):
     (world.root / "proc/self/mountinfo").unlink()
 
