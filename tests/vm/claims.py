@@ -65,6 +65,22 @@ def assert_ram_session(dom0: Machine, backend: str, root: str, disk: str = "atta
     assert_disk_is_hidden(dom0)
 
 
+def assert_snapshot_session(dom0: Machine) -> None:
+    """dom0 and the volume group are on the layer, and LVM knows nothing else."""
+    told = status(dom0)
+    assert (told["session"], told["backend"], told["disk"]) == ("ram", "snapshot", "attached")
+    assert told["reason"] is None
+    assert settled(dom0) == "running"
+    assert_disk_is_hidden(dom0)
+    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
+    assert dom0.succeed("pvs --noheadings -o pv_name").split() == ["/dev/mapper/ramboot-layer"]
+    assert dom0.succeed("swapon --show --noheadings") == ""
+    dom0.fail("mountpoint -q /boot")
+    # the layer alone holds the disk
+    assert dom0.succeed("ls /sys/block/dm-0/holders | wc -l") == "1"
+    assert dom0.succeed("cat /sys/block/dm-0/ro") == "1"
+
+
 # Block devices that dom0 would offer to qubes, by the rules of linux-utils
 # (udev/udev-qubes-block.rules, udev-block-add-change) and those of core-admin-linux for qubes' own
 # volumes (system-config/12-qubes-ignore-lvm-devices.rules).

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from vm import build
-from vm.claims import assert_persistent, assert_ram_session
+from vm.claims import assert_persistent, assert_ram_session, assert_snapshot_session
 from vm.machine import Machine
 
 MachineMaker = Callable[..., Machine]
@@ -92,11 +92,13 @@ WITHOUT_MODULES = " ".join(
 )
 
 
-@pytest.mark.parametrize("backend", ["zram", "tmpfs"])
-def test_with_dracut_059_as_in_r42(machine: MachineMaker, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "disk"), [("zram", "readonly"), ("tmpfs", "attached"), ("snapshot", "attached")]
+)
+def test_with_dracut_059_as_in_r42(machine: MachineMaker, backend: str, disk: str) -> None:
     dom0 = machine(build.base())
     dom0.start_direct(
-        WITHOUT_MODULES,
+        f"ramboot.disk={disk} {WITHOUT_MODULES}",
         kernel=build.kernel("4.2"),
         initrd=build.initramfs(release="4.2"),
         files=build.asking_for(backend),
@@ -106,6 +108,10 @@ def test_with_dracut_059_as_in_r42(machine: MachineMaker, backend: str) -> None:
     dom0.answer("y")
     dom0.shell()
     assert dom0.succeed("uname -r").startswith("6.1.")
-    assert_ram_session(dom0, backend, "ext4" if backend == "zram" else "tmpfs")
+    if backend == "snapshot":
+        assert_snapshot_session(dom0)
+        dom0.succeed("echo gone with the power > /root/note && sync")
+    else:
+        assert_ram_session(dom0, backend, "ext4" if backend == "zram" else "tmpfs", disk)
     dom0.poweroff()
     assert dom0.disk_unchanged(), f"{dom0.written_bytes()} bytes were written"

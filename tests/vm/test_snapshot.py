@@ -17,6 +17,7 @@ from vm.claims import (
     assert_disk_is_hidden,
     assert_fault_ends_on_disk,
     assert_persistent,
+    assert_snapshot_session,
     filled,
     settled,
     status,
@@ -28,22 +29,6 @@ MachineMaker = Callable[..., Machine]
 LAYER = "/dev/mapper/ramboot-layer"
 # The zram device under the layer, and the bytes of RAM that it takes.
 STORE = "cat /sys/block/zram$(cat /run/ramboot/layer-zram)/mm_stat | awk '{print $3}'"
-
-
-def assert_snapshot_session(dom0: Machine) -> None:
-    """dom0 and the volume group are on the layer, and LVM knows nothing else."""
-    told = status(dom0)
-    assert (told["session"], told["backend"], told["disk"]) == ("ram", "snapshot", "attached")
-    assert told["reason"] is None
-    assert settled(dom0) == "running"
-    assert_disk_is_hidden(dom0)
-    assert dom0.succeed("findmnt -no SOURCE /") == "/dev/mapper/qubes_dom0-root"
-    assert dom0.succeed("pvs --noheadings -o pv_name").split() == ["/dev/mapper/ramboot-layer"]
-    assert dom0.succeed("swapon --show --noheadings") == ""
-    dom0.fail("mountpoint -q /boot")
-    # the layer alone holds the disk
-    assert dom0.succeed("ls /sys/block/dm-0/holders | wc -l") == "1"
-    assert dom0.succeed("cat /sys/block/dm-0/ro") == "1"
 
 
 def work_like_qubes(dom0: Machine) -> None:
