@@ -99,8 +99,9 @@ decide() {
 # arguments_known: with one that is mistyped, or has no value, the configuration would decide in silence.
 arguments_known() {
     local word
-    word=$(getcmdline | tr -s ' \t' '\n' | grep -E '^"?ramboot($|=|\.)' \
-        | grep -vE '^"?ramboot(|\.disk|\.timeout)=[^"]' | head -n 1)
+    # words in quotes are another argument's
+    word=$(getcmdline | sed 's/="[^"]*[[:blank:]][^"]*"//g' | tr -s ' \t' '\n' | grep -E '^"?ramboot($|=|\.)' \
+        | grep -vE '^"?ramboot(|\.disk|\.timeout)="?[^"]' | head -n 1)
     [ -z "$word" ] || {
         reason="the kernel argument $(printable "$word") is unknown or has no value (known: ramboot=, ramboot.disk=, ramboot.timeout=)"
         return 1
@@ -161,6 +162,7 @@ disk_notice() {
 # make_root: the proven RAM root at $RUN/root/root.
 make_root() {
     mkdir -p "$RUN/root" "$RUN/work"
+    [ "$ST_DISK" = attached ] || others_idle || return 1
     [ "$ST_BACKEND" != snapshot ] || {
         make_snapshot
         return
@@ -501,7 +503,7 @@ hand_over() {
     umount "$RUN/root" 2> /dev/null || :
     case $ST_DISK in
         detached) detach_disk ;;
-        readonly) layer_down && close_others && rm -f "$RUN/layer-kept" ;;
+        readonly) others_idle && layer_down && close_others && rm -f "$RUN/layer-kept" ;;
     esac
 }
 

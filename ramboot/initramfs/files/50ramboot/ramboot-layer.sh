@@ -285,7 +285,7 @@ disk_writable() {
 
 # layer_down: everything of the layer away again; safe to repeat, and from any state.
 layer_down() {
-    local tries=0 before="$reason"
+    local tries=0 failed=0 before="$reason"
     while [ "$tries" -lt 5 ]; do
         umount_below "$RUN/source"
         if [ -e "/dev/mapper/$LAYER" ] && [ "$ROOT_KIND" = lvm ]; then
@@ -302,7 +302,10 @@ layer_down() {
         reason="${before:+$before; }ramboot's layer over $SOURCE_DISK could not be removed"
         return 1
     fi
-    disk_writable || return 1
+    disk_writable || {
+        reason="${before:+$before; }$reason"
+        failed=1
+    }
     [ ! -e "$RUN/layer-loop" ] || losetup -d "$(cat "$RUN/layer-loop")" 2> /dev/null || :
     udevadm settle --timeout=30
     zram_drop "$(cat "$RUN/layer-zram" 2> /dev/null)" || :
@@ -311,6 +314,7 @@ layer_down() {
     [ "$ST_FSTYPE" != btrfs ] || timeout -k 5 30 btrfs device scan --forget > /dev/null 2>&1 || :
     rm -f "$RUN/layer" "$RUN/layer-zram" "$RUN/layer-loop"
     udevadm settle --timeout=30
+    return "$failed"
 }
 
 # layer_remove_children: what LVM left active on the layer, the top first.

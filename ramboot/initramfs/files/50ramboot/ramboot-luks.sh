@@ -90,25 +90,27 @@ lvm_release() {
 # detach_disk: the passphrase, the volume group and the layer go, then the LUKS mappings, and with
 # them their keys.
 detach_disk() {
-    local name left
-    forget_passphrase && layer_down && close_others || return 1
-    name=$(mapping_name)
-    left=$(mapped_on_disk | grep -vxF "${name:-/}" | head -n 1)
-    [ -z "$left" ] || {
-        reason="the disk can't be detached: $left is on it and in use"
-        return 1
-    }
-    [ -z "$name" ] || remove_mapping "$name" || return 1
+    local name
+    others_idle && forget_passphrase && layer_down && close_others || return 1
+    ! name=$(mapping_name) || remove_mapping "$name" || return 1
     rm -f "$RUN/layer-kept"
 }
 
 # forget_passphrase: systemd leaves it in root's keyring for two and a half minutes, for the next LUKS
 # device (systemd src/shared/ask-password-api.c, KEYRING_TIMEOUT_USEC).
 forget_passphrase() {
-    local end
-    keyctl clear @u > /dev/null 2>&1 || :
+    local end hint='' tries=0
+    if keyctl clear @u > /dev/null 2>&1; then
+        # the kernel takes it away a moment later
+        while [ "$tries" -lt 20 ] && passphrase_kept; do
+            tries=$((tries + 1))
+            sleep 0.1
+        done
+    else
+        hint=' (with keyctl, of the package keyutils, it would at once)'
+    fi
     passphrase_kept || return 0
-    say "waiting until the kernel forgets the passphrase, $PASSPHRASE_S s at most (with keyctl, of the package keyutils, it would at once)"
+    say "waiting until the kernel forgets the passphrase, $PASSPHRASE_S s at most$hint"
     end=$(($(now_cs) + PASSPHRASE_S * 100))
     while passphrase_kept; do
         [ "$(now_cs)" -lt "$end" ] || {
@@ -125,23 +127,55 @@ passphrase_kept() {
     [ -n "$(awk '$4 != "expd" && $8 == "user" && $9 ~ /^cryptsetup/' "$P/proc/keys" 2> /dev/null)" ]
 }
 
-# close_others: LUKS devices that dracut opened beside the root's on the same disk, as for swap or data.
-close_others() {
-    local name
-    for name in $(mapped_on_disk); do
-        case $name,$(dmsetup info -c --noheadings -o uuid "$name" 2> /dev/null) in
-            "$(mapping_name),"*) ;;
-            *,CRYPT-*) remove_mapping "$name" || return 1 ;;
-        esac
+# others_idle: what dracut opened beside the root's on the same disk, LUKS devices for swap or data and
+# volumes of other groups, can be closed. Asked before anything is.
+others_idle() {
+    local device number
+    for device in $(others_on_disk); do
+        number=$(cat "$P/sys/class/block/$device/dev")
+        [ -z "$(awk -v n="$number" '$3 == n' "$P/proc/self/mountinfo")" ] || {
+            other_in_use "$device"
+            return 1
+        }
     done
 }
 
-# mapped_on_disk: the mappings, by name, that share a partition or the whole disk with SOURCE_DISK.
-mapped_on_disk() {
-    local parts device
-    parts=$(disks_below "$(kernel_name "$SOURCE_DISK")")
+other_in_use() {
+    reason="the disk can't be $ST_DISK: $(cat "$P/sys/class/block/$1/dm/name") is on it and in use"
+}
+
+# close_others: the top first.
+close_others() {
+    local round device name
+    for round in 1 2 3 4 5; do
+        for device in $(others_on_disk); do
+            set -- "$P/sys/class/block/$device/holders"/*
+            [ ! -e "$1" ] || continue
+            name=$(cat "$P/sys/class/block/$device/dm/name")
+            remove_mapping "$name" || {
+                other_in_use "$device"
+                return 1
+            }
+            # a persistent boot would take it for open
+            timeout 30 systemctl stop "systemd-cryptsetup@$(printf '%s' "$name" | sed 's/-/\\x2d/g').service" \
+                > /dev/null 2>&1 || :
+        done
+    done
+    device=$(others_on_disk | head -n 1)
+    [ -z "$device" ] || {
+        other_in_use "$device"
+        return 1
+    }
+}
+
+# others_on_disk: the mappings, by kernel name, that share a partition or the whole disk with the root's.
+others_on_disk() {
+    local source parts device
+    source=$(kernel_name "$SOURCE_DISK")
+    parts=$(disks_below "$source")
     for device in "$P"/sys/class/block/dm-*; do
-        ! disks_below "${device##*/}" | grep -qxF "$parts" || cat "$device/dm/name"
+        device=${device##*/}
+        [ "$device" = "$source" ] || ! disks_below "$device" | grep -qxF "$parts" || printf '%s\n' "$device"
     done
 }
 

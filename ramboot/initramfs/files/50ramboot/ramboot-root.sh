@@ -187,19 +187,20 @@ rewrite_fstab() {
 # QUBES_EXPORT_BLOCK_DEVICE=0: udev-block-add-change, run for what lies below another device, would
 # heed the first flag no more. What the session mounts, or gives to LVM, has to keep its links.
 hidden_rules() {
-    local source device spec
+    local source device spec all=''
     source=$(kernel_name "$SOURCE_DISK")
+    [ "$ST_DISK" = attached ] || all=all
     printf '%s\n' 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"' 'IMPORT{db}="RAMBOOT_HIDDEN"'
     {
         [ "$ST_BACKEND,$ROOT_KIND" = snapshot,lvm ] || [ "$ROOT_KIND" = device ] \
             || hidden 'ENV{DM_NAME}' "$(dm_name "$ROOT_SPEC")"
         case $ST_DISK,$ROOT_KIND in
             # a mapping is closed
-            detached,*) mapping_name > /dev/null || hidden_device "$source" ;;
-            readonly,* | *,device) hidden_device "$source" ;;
+            detached,*) mapping_name > /dev/null || hidden_device "$source" all ;;
+            readonly,* | *,device) hidden_device "$source" "$all" ;;
         esac
         for device in $(disks_below "$source"); do
-            hidden_device "$device"
+            hidden_device "$device" "$all"
         done
         unused_specs "$1" | while read -r spec; do
             hidden_spec "$spec"
@@ -270,14 +271,15 @@ closed_specs() {
     done < "$1/etc/crypttab"
 }
 
-# hidden_device NAME: one that is there now. What a sealed or pulled disk has is hidden by its partition
-# table, which all its partitions have from it (60-persistent-storage.rules): its kernel names will be
-# those of the next disk.
+# hidden_device NAME [all]: one that is there now. A disk, and with `all` its partitions too, by its
+# partition table, which they have from it (60-persistent-storage.rules): when it is pulled its kernel
+# names will be those of the next one.
 hidden_device() {
-    local dir="$P/sys/class/block/$1" number
+    local dir="$P/sys/class/block/$1" key='ENV{DEVTYPE}=="disk", ENV{ID_PART_TABLE_UUID}' number
     number=$(cat "$dir/dev" 2> /dev/null)
     ! [ -r "$dir/dm/name" ] || ! hidden 'ENV{DM_NAME}' "$(cat "$dir/dm/name")" || return 0
-    ! one_of "$ST_DISK" readonly detached || ! hidden 'ENV{ID_PART_TABLE_UUID}' \
+    [ "${2:-}" != all ] || key='ENV{ID_PART_TABLE_UUID}'
+    [ "${2:-}" != all ] && [ -e "$dir/partition" ] || ! hidden "$key" \
         "$(sed -n 's/^E:ID_PART_TABLE_UUID=//p' "$P/run/udev/data/b$number" 2> /dev/null)" || return 0
     hidden KERNEL "$1"
 }
