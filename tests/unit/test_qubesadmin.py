@@ -338,6 +338,26 @@ def test_a_network_comes_before_who_uses_it_and_goes_after(seam, app, template):
     seam.set_property(SECOND, "provides_network", "False")
 
 
+def test_no_step_may_close_a_loop_in_the_network(seam, app, template):
+    seam.create(SECOND, "AppVM", "red", template=template, pool=POOL)
+    seam.create(DISP, "AppVM", "red", template=template, pool=POOL)
+    for name in (app, SECOND, DISP):
+        seam.set_property(name, "provides_network", "True")
+    seam.set_property(app, "netvm", NETVM)
+    seam.set_property(SECOND, "netvm", app)
+    seam.set_property(DISP, "netvm", SECOND)
+    for name in (app, SECOND, DISP):
+        refused("Loops in network are unsupported", seam.set_property, app, "netvm", name)
+    assert seam.properties(app, ["netvm"])["netvm"]["value"] == NETVM
+    seam.set_property(SECOND, "netvm", NETVM)
+    seam.set_property(app, "netvm", SECOND)
+    seam.set_property(DISP, "netvm", "")
+    seam.set_property(SECOND, "netvm", DISP)
+    # who is in use is not deleted
+    for name in (app, SECOND):
+        seam.set_property(name, "netvm", "")
+
+
 def test_a_new_template_makes_the_root_writable(seam, app, template):
     seam.set_volume(app, "root", "rw", False)
     seam.set_property(app, "template", template)
