@@ -927,11 +927,22 @@ def _models(look: _Look, name: str, cls: str) -> list[str]:
     return sorted(look.qubes, key=lambda key: (key != name, look.qubes[key]["class"] != cls))
 
 
+@contextlib.contextmanager
+def _asking_model(look: _Look, model: str, name: str) -> Iterator[None]:
+    """Around questions about a model: of what another one can't tell the next may."""
+    try:
+        with look.unless_gone(model):
+            yield
+    except CommandExecutionError:
+        if model == name:
+            raise
+
+
 def _property_names(look: _Look, name: str, cls: str) -> list[str]:
     """Which properties it has or will have; none where that can't be told."""
     for model in _models(look, name, cls):
         if model == name or look.qubes[model]["class"] == cls:
-            with look.unless_gone(model):
+            with _asking_model(look, model, name):
                 return look.property_names(model)
     return []
 
@@ -941,7 +952,7 @@ def _property_type(look: _Look, name: str, cls: str, key: str) -> str | None:
     (core-admin: qubes/vm/*.py).
     """
     for model in _models(look, name, cls):
-        with look.unless_gone(model):
+        with _asking_model(look, model, name):
             if key in look.property_names(model) and (found := look.value_type(model, key)):
                 return found
     return None

@@ -1826,6 +1826,59 @@ def test_values_of_another_type_than_the_property_is_are_told(formula):
     ]
 
 
+TEXTS = {"default_user": "me", "virt_mode": "hvm", "kernel": "", "mac": "00:16:3e:5e:6c:01"}
+
+
+def test_the_type_of_a_value_is_asked_of_one_qube(formula, qubesd):
+    networks(vpn=None, more="sys-net")
+    new = {"template": CLONE, "properties": {**TEXTS, "netvm": None, "memory": 300}}
+    there = {"properties": {**TEXTS, "default_dispvm": None}}
+    formula.pillar({**EXAMPLE, "app_qubes": {"w": new}, "settings": {"sys-net": there}})
+    asked = []
+    question = formula.world.salt["ramboot_qubesadmin.property_type"]
+
+    def counted(name, key):
+        asked.append((name, key))
+        return question(name, key)
+
+    formula.world.salt["ramboot_qubesadmin.property_type"] = counted
+    assert formula.world.salt["ramboot_qubes.faults"]() == []
+    # of the new one its class
+    assert sorted(asked) == sorted(
+        [("default-dvm", key) for key in new["properties"]]
+        + [("sys-net", key) for key in there["properties"]]
+    )
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "refused"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("admin.vm.property.List", "another"),
+        ("admin.vm.property.Get", "another default_user"),
+        ("admin.vm.property.Get", "another memory"),
+    ],
+    ids=" ".join,
+)
+def test_an_unrelated_qube_that_can_not_tell_a_type_does_not_end_the_check(
+    formula, qubesd, question, gone
+):
+    networks(another=None)
+    exc = sys.modules["qubesadmin.exc"]
+
+    def fault(*called):
+        if called == question:
+            if gone:
+                qubesd.qubes.pop("another", None)
+            raise exc.QubesException("of no use")
+
+    app = {"template": CLONE, "properties": {"default_user": "me", "memory": "lots"}}
+    formula.pillar({"templates": EXAMPLE["templates"], "app_qubes": {"w": app}})
+    qubesd.fault = fault
+    told = "app_qubes:w:properties:memory: 'lots' is not allowed; allowed: a whole number"
+    assert formula.world.salt["ramboot_qubes.faults"]() == [told]
+
+
 def test_what_qubesd_takes_is_not_refused_for_its_type(formula, qubesd):
     # text that looks like another type
     qubesd.qubes["sys-net"]["properties"] |= {"default_user": "1000", "kernel": "True"}

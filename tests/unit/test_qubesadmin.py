@@ -122,10 +122,15 @@ def test_a_property_without_a_value_is_none(seam, app):
     assert seam.properties(app, ["stubdom_xid"])["stubdom_xid"]["value"] in (None, "-1")
 
 
-def test_a_property_tells_its_type_if_it_is_a_switch_or_a_number(seam, app):
+def test_a_property_tells_its_type_if_it_has_a_value(seam, app):
     types = {"memory": "int", "maxmem": "int", "autostart": "bool", "provides_network": "bool"}
-    types |= dict.fromkeys(("netvm", "label", "default_user", "kernel"))
+    types |= dict.fromkeys(("default_user", "kernel", "virt_mode", "mac"), "str")
     assert {key: seam.property_type(app, key) for key in types} == types
+    for netvm in (NETVM, ""):
+        seam.set_property(app, "netvm", netvm)
+        assert seam.property_type(app, "netvm") not in (None, "bool", "int")
+    assert seam.property_type(app, "label") not in (None, "bool", "int")
+    assert seam.property_type(app, "stubdom_xid") in (None, "int")
     refused("there is no qube ramboot-test-none", seam.property_type, "ramboot-test-none", "memory")
 
 
