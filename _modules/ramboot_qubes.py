@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -136,9 +137,12 @@ def faults() -> list[str]:
     steps = [*_qube_steps(look), *_settings_steps(look)] if not found else []
     for step in steps:
         found += _halt_faults(look, step)
+        refused = f"{step['what']} can't become {step['new']}"
         if users := _needed_by(look, step, steps):
-            told = ", ".join(users.values())
-            found.append(f"{step['what']} can't become {step['new']}: it is needed by {told}")
+            found.append(f"{refused}: it is needed by {', '.join(users.values())}")
+        # one that is put back; what the pillar asks for is looked at above
+        if loop := _step_loop(step, functools.partial(_netvm_will_be, look)):
+            found.append(f"{refused}: the network would go round: {loop}")
     return found + _room_faults(look)
 
 
@@ -206,8 +210,9 @@ def pending(part: str) -> list[dict[str, Any]]:
 
     part
         "pools" (file pools), "qubes" (those to be made, and their settings; before them that others
-        provide network or disposables) or "settings" (else of other qubes and of the system; and
-        what an earlier pillar set and this one does not).
+        provide network or disposables, and the network of those that theirs will go through) or
+        "settings" (else of other qubes and of the system; and what an earlier pillar set and this
+        one does not).
 
     Returns [{"what": text, unique, "old": value, "new": value, ...}]; what else a step has is for
     `apply`.
@@ -315,7 +320,7 @@ def undo_pending() -> dict[str, Any]:
 
 def apply(part: str) -> list[str]:
     """
-    Change what `pending` lists, in its order.
+    Change what `pending` lists, in its order; networks after all qubes are made.
 
     part
         as in `pending`.
@@ -334,8 +339,12 @@ def apply(part: str) -> list[str]:
     notes: list[str] = []
     # Twice: a qube may name one that is made after it.
     for _pass in range(2):
-        for step in pending(part):
-            notes += _do(step)
+        steps = pending(part)
+        making = any(step["do"][0] == "make" for step in steps)
+        for step in steps:
+            # what is made just now may still have another network than it will have
+            if not (making and _sets_netvm(step)):
+                notes += _do(step)
     return notes
 
 
@@ -883,7 +892,9 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             found.append(f"{where}:properties:{key}: {told}")
         elif value and key in NEEDS and value != name and not _will_be(look, value, NEEDS[key]):
             found.append(f"{where}:properties:{key}: {value} has no {NEEDS[key]}")
-        elif key == "netvm" and (loop := _network_loop(look, name, value)):
+        elif key == "netvm" and (
+            loop := _network_loop(name, functools.partial(_netvm_will_be, look))
+        ):
             found.append(f"{where}:properties:netvm: the network would go round: {loop}")
     dispvm = entry.get("default_dispvm", "self")
     if dispvm not in {"self", "none", *known}:
@@ -916,11 +927,22 @@ def _models(look: _Look, name: str, cls: str) -> list[str]:
     return sorted(look.qubes, key=lambda key: (key != name, look.qubes[key]["class"] != cls))
 
 
+@contextlib.contextmanager
+def _asking_model(look: _Look, model: str, name: str) -> Iterator[None]:
+    """Around questions about a model: of what another one can't tell the next may."""
+    try:
+        with look.unless_gone(model):
+            yield
+    except CommandExecutionError:
+        if model == name:
+            raise
+
+
 def _property_names(look: _Look, name: str, cls: str) -> list[str]:
     """Which properties it has or will have; none where that can't be told."""
     for model in _models(look, name, cls):
         if model == name or look.qubes[model]["class"] == cls:
-            with look.unless_gone(model):
+            with _asking_model(look, model, name):
                 return look.property_names(model)
     return []
 
@@ -930,7 +952,7 @@ def _property_type(look: _Look, name: str, cls: str, key: str) -> str | None:
     (core-admin: qubes/vm/*.py).
     """
     for model in _models(look, name, cls):
-        with look.unless_gone(model):
+        with _asking_model(look, model, name):
             if key in look.property_names(model) and (found := look.value_type(model, key)):
                 return found
     return None
@@ -951,18 +973,29 @@ def _type_fault(look: _Look, name: str, cls: str, key: str, value: Any) -> str |
     return f"{shown} is not allowed; allowed: {allowed}"
 
 
-def _network_loop(look: _Look, name: str, netvm: str | None) -> str | None:
-    """The way of its network back to itself, once the pillar is applied; None where it ends
-    (core-admin: qubes/vm/mix/net.py, _setter_netvm).
-    """
-    way = [name]
+def _way(name: str, will_be: Callable[[str], str | None]) -> list[str]:
+    """The qubes that a network goes through, itself first, to its end or until one comes again."""
+    way, netvm = [name], will_be(name)
     while netvm and netvm not in way:
         way.append(netvm)
-        netvm = _netvm_will_be(look, netvm)
-    return " > ".join([*way, name]) if netvm == name else None
+        netvm = will_be(netvm)
+    return [*way, netvm] if netvm else way
 
 
-def _netvm_will_be(look: _Look, name: str) -> str | None:
+def _network_loop(name: str, will_be: Callable[[str], str | None]) -> str | None:
+    """The way of its network back to itself; None where it ends (core-admin: qubes/vm/mix/net.py,
+    _setter_netvm).
+    """
+    way = _way(name, will_be)
+    return " > ".join(way) if way[-1] == name and way[1:] else None
+
+
+def _step_loop(step: dict[str, Any], will_be: Callable[[str], str | None]) -> str | None:
+    return _network_loop(step["do"][1], will_be) if _sets_netvm(step) else None
+
+
+def _netvm_will_be(look: _Look, name: str, above: tuple[str, ...] = ()) -> str | None:
+    """Once the pillar is applied. `above` are made of it."""
     for kind in (*KINDS, "settings"):
         entry = look.settings[kind].get(name)
         if entry is None:
@@ -970,11 +1003,41 @@ def _netvm_will_be(look: _Look, name: str) -> str | None:
         asked = {k: v for g, k, v in _values(look, kind, name, entry) if g == "property"}
         if "netvm" in asked:
             return asked["netvm"] or None
-        if name not in look.qubes and kind in CLONES:
-            return _netvm_will_be(look, entry["source"])
+        if name not in (*look.qubes, *above) and kind in (*CLONES, "disposables"):
+            base = entry["source" if kind in CLONES else "template"]
+            if base not in look.qubes:
+                return _netvm_will_be(look, base, (*above, name))
+            # what that has when the copy is made
+            now = _netvm_now(look, base)
+            return _default_netvm(look, KINDS[kind]) if now["default"] else now["value"]
     if name not in look.qubes:
-        return look.value(None, "default_netvm")["value"]
-    return look.value(name, "netvm")["value"] if "netvm" in look.property_names(name) else None
+        return _default_netvm(look)
+    now = _netvm_now(look, name)
+    for item in look.record["settings"]:
+        of_it = (item["qube"], item["group"], item["key"]) == (name, "property", "netvm")
+        if of_it and _as_set(now, item):
+            return _end_netvm(look, name, item["old"])
+    return now["value"]
+
+
+def _netvm_now(look: _Look, name: str) -> dict[str, Any]:
+    if "netvm" in look.property_names(name):
+        return look.value(name, "netvm")
+    return {"value": None, "default": False}
+
+
+def _default_netvm(look: _Look, cls: str = "AppVM") -> str:
+    # that of a template is none (core-admin: qubes/vm/templatevm.py)
+    return "" if cls == "TemplateVM" else look.value(None, "default_netvm")["value"] or ""
+
+
+def _end_netvm(look: _Look, name: str, value: Any) -> str:
+    """That which a step gives it; `value` as in `_do_set`."""
+    if not isinstance(value, dict):
+        return value
+    if value["default"]:
+        return _default_netvm(look, look.qubes[name]["class"])
+    return value["value"] or ""
 
 
 def _is_whole(text: str) -> bool:
@@ -1060,15 +1123,9 @@ def _needed_by(look: _Look, step: dict[str, Any], steps: list[dict[str, Any]]) -
 
 def _next_netvm(look: _Look, name: str, value: Any) -> str:
     """Of a step; "" where qubesd connects nothing."""
-    if not isinstance(value, dict):
-        return value
-    if not value["default"]:
-        return value["value"] or ""
-    if look.qubes[name]["class"] == "TemplateVM":
-        # its default is none (core-admin: qubes/vm/templatevm.py)
-        return ""
-    default = look.value(None, "default_netvm")["value"] or ""
-    return "" if default == look.value(name, "netvm")["value"] else default
+    netvm = _end_netvm(look, name, value)
+    same = netvm == look.value(name, "netvm")["value"]
+    return "" if same and isinstance(value, dict) and value["default"] else netvm
 
 
 def _room_faults(look: _Look) -> list[str]:
@@ -1193,13 +1250,47 @@ def _qube_steps(look: _Look) -> list[dict[str, Any]]:
             what = f"{name}: {_shown(group, key)}"
             action = ["set", name, group, key, value]
             steps.append(_step(what, _plain(group, now), value, action))
-    # what names a qube comes last: that may be made, or given what it needs for it, in the same run
-    return _asked_of_others(look, True) + sorted(steps, key=_names_a_qube)
+    will_be = functools.partial(_netvm_will_be, look)
+    steps = sorted(steps + _networks_above(look, steps), key=lambda step: _turn(step, will_be))
+    return _asked_of_others(look, True) + steps
+
+
+def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[bool, int]:
+    """To sort by. What names a qube comes last: that may be made, or given what it needs for it, in
+    the same run. Each network comes after those that it will go through: by then they end, and
+    qubesd refuses every step that closes a loop, be it for a moment.
+    """
+    depth = len(_way(step["do"][1], will_be)) if _sets_netvm(step) else 0
+    return _names_a_qube(step), depth
 
 
 def _names_a_qube(step: dict[str, Any]) -> bool:
     action, *about = step["do"]
     return action in ("set", "change", "put_back") and about[2] in QUBE_VALUED
+
+
+def _sets_netvm(step: dict[str, Any]) -> bool:
+    return _names_a_qube(step) and step["do"][2:4] == ["property", "netvm"]
+
+
+def _networks_above(look: _Look, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Steps of other qubes whose network those of ours will go through."""
+    others = {step["do"][1]: step for step in _steps_of_others(look) if _sets_netvm(step)}
+    found = {}
+    for step in ours:
+        action, *about = step["do"]
+        if action == "make":
+            name = about[1]
+            # what is not ours it is given when it is made, and nobody's network goes through it yet
+            if not look.kind_of(_netvm_will_be(look, name) or ""):
+                continue
+        elif _sets_netvm(step):
+            name = about[0]
+        else:
+            continue
+        way = _way(name, functools.partial(_netvm_will_be, look))
+        found.update({above: others[above] for above in way if above in others})
+    return list(found.values())
 
 
 def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
@@ -1235,9 +1326,22 @@ def _spelt(key: str, value: str, now: str) -> str:
 
 def _settings_steps(look: _Look) -> list[dict[str, Any]]:
     """Settings of other qubes and of the system; then those that are no longer asked for."""
-    asked = _asked(look)
-    kept = {(name, group, key) for name, group, key, _value in asked}
-    return sorted(_asked_of_others(look, False), key=_names_a_qube) + _put_back(look, kept)[0]
+    early = {step["what"] for step in _qube_steps(look)}
+    return [step for step in _steps_of_others(look) if step["what"] not in early]
+
+
+def _steps_of_others(look: _Look) -> list[dict[str, Any]]:
+    """All but those that enable."""
+    kept = {(name, group, key) for name, group, key, _value in _asked(look)}
+    asked, back = _asked_of_others(look, False), _put_back(look, kept)[0]
+    will_be = functools.partial(_netvm_will_be, look)
+    named = [step for step in asked + back if _names_a_qube(step)]
+    return [
+        *(step for step in asked if not _names_a_qube(step)),
+        *sorted(named, key=lambda step: _turn(step, will_be)),
+        # nobody is told to provide no network (or disposables) while another still names it
+        *(step for step in back if not _names_a_qube(step)),
+    ]
 
 
 def _asked(look: _Look) -> list[tuple]:
@@ -1281,18 +1385,23 @@ def _put_back(
         now = _now(look, name, group, key)
         if now == item["old"]:
             forget.append((name, group, key))
-        elif any(_same(group, now, one) for one in (item["new"], *item.get("was", []))):
+        elif _as_set(now, item):
             old, new = _plain(group, now), _plain(group, item["old"])
             steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
         else:
             left.append(f"{what} was changed to {_plain(group, now)!r} since and is left as it is")
             forget.append((name, group, key))
-    # nobody is told to provide no network (or disposables) while another still names it
-    return sorted(steps, key=lambda step: not _names_a_qube(step)), left, forget
+    return steps, left, forget
+
+
+def _as_set(now: Any, item: dict[str, Any]) -> bool:
+    """Whether a setting is as we set it, or were to before; `item` of the record."""
+    return any(_same(item["group"], now, one) for one in (item["new"], *item.get("was", [])))
 
 
 def _undo(look: _Look) -> dict[str, Any]:
     steps, left, forget = _put_back(look, set())
+    steps = _undo_order(look, steps, left)
     found: list[str] = []
     gone: set[str] = set()
     for name in sorted(look.qubes):
@@ -1396,6 +1505,38 @@ def _undo(look: _Look) -> dict[str, Any]:
         if look.standing(name) in ("absent", "foreign"):
             steps.append(_step(f"record of {name}", "present", None, ["forget_made", name]))
     return {"faults": found, "steps": steps, "left": left, "forget": forget}
+
+
+def _undo_order(look: _Look, steps: list[dict[str, Any]], left: list[str]) -> list[dict[str, Any]]:
+    """As `_steps_of_others`; without those that would close a loop with what others set since,
+    which go to `left`.
+    """
+    while True:
+        ends = {
+            step["do"][1]: _end_netvm(look, step["do"][1], step["do"][-1])
+            for step in steps
+            if _sets_netvm(step)
+        }
+
+        def will_be(name: str, ends: dict[str, str] = ends) -> str | None:
+            if name in ends or name not in look.qubes:
+                return ends.get(name)
+            return _netvm_now(look, name)["value"]
+
+        round_ = next((step for step in steps if _step_loop(step, will_be)), None)
+        if round_ is None:
+            break
+        steps.remove(round_)
+        left.append(
+            f"{round_['what']} is left as it is: with {round_['new']} the network would go round:"
+            f" {_step_loop(round_, will_be)}"
+        )
+    named = [step for step in steps if _names_a_qube(step)]
+    # nobody is told to provide no network (or disposables) while another still names it
+    return [
+        *sorted(named, key=lambda step: _turn(step, will_be)),
+        *(step for step in steps if not _names_a_qube(step)),
+    ]
 
 
 def _users(

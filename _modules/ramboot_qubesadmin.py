@@ -172,7 +172,8 @@ def property_type(name: str, key: str) -> str | None:
     name, key
         a qube, and a property of it.
 
-    Returns "bool" or "int"; None for any other type, and where it has no value.
+    Returns the name that Python has for the type, such as "bool", "int" or "str" ("NoneType" where
+    a qube or a label is none); None where it has no value.
 
     Raises CommandExecutionError when qubesd can't be asked, or has no such qube.
 
@@ -183,8 +184,9 @@ def property_type(name: str, key: str) -> str | None:
         salt-call --local ramboot_qubesadmin.property_type sys-net memory
     """
     with _asking(f"the properties of {name}"):
-        found = type(getattr(_qube(_app(), name), key, None)).__name__
-    return found if found in ("bool", "int") else None
+        vm, nothing = _qube(_app(), name), object()
+        value = getattr(vm, key, nothing)
+        return None if value is nothing else type(value).__name__
 
 
 def features(name: str) -> dict[str, str]:

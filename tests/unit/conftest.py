@@ -231,7 +231,8 @@ def populate(qubesd, below):
     qubesd.fill("debian-12-xfce", "root", 3 << 20)
     qubesd.fill("debian-12-xfce", "private", 1 << 16)
     app.default_template = "debian-12-xfce"
-    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").provides_network = True
+    net = app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce")
+    net.provides_network, net.netvm = True, None
     app.default_netvm = "sys-net"
     dvm = app.add_new_vm("AppVM", "default-dvm", "red", template="debian-12-xfce")
     dvm.template_for_dispvms = True

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -38,7 +40,9 @@ def package(tmp_path_factory) -> Path:
     """The RPM of a copy of this tree, for rpmbuild leaves things there."""
     top = tmp_path_factory.mktemp("package")
     tree = shutil.copytree(REPO, top / "tree", ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    where = ("--define", f"_topdir {top}/build", "--define", f"_rpmdir {top}")
+    # without .git
+    defines = (f"_topdir {top}/build", f"_rpmdir {top}", "commit_time 1700000000")
+    where = [word for define in defines for word in ("--define", define)]
     run(
         "rpmbuild", "-bb", "--build-in-place", "--quiet", *where, "packaging/ramboot.spec", cwd=tree
     )
@@ -62,16 +66,51 @@ def test_its_version_is_the_formulas(package) -> None:
     assert version == str(formula["version"])
 
 
-def test_a_later_state_of_a_clone_is_a_newer_package(tmp_path) -> None:
+RELEASE = ("rpmspec", "--query", "--queryformat", "%{RELEASE}", "packaging/ramboot.spec")
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=b")
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
     tree = shutil.copytree(REPO / "packaging", tmp_path / "clone" / "packaging").parent
-    git = ("git", "-c", "user.name=a", "-c", "user.email=b", "-C", tree)
-    run(*git, "init", "--quiet")
+    run(*GIT, "init", "--quiet", tree)
+    run(*GIT, "-C", tree, "add", ".")
+    return tree
+
+
+def commit(tree: Path, seconds: int) -> None:
+    when = {**os.environ, "GIT_COMMITTER_DATE": f"{seconds} +0000"}
+    run(*GIT, "-C", tree, "commit", "--quiet", "--allow-empty", "--message", "x", env=when)
+
+
+def test_a_later_commit_is_a_newer_package_from_a_shallow_clone_too(clone, tmp_path) -> None:
     released = []
-    for message in ("first", "second"):
-        run(*git, "commit", "--quiet", "--allow-empty", "--message", message)
-        query = ("rpmspec", "--query", "--queryformat", "%{RELEASE}", "packaging/ramboot.spec")
-        released.append(run(*query, cwd=tree))
-    assert [number[:1] for number in released] == ["1", "2"]
+    # the next digit
+    for seconds in (999999999, 1000000000, 1700000000):
+        commit(clone, seconds)
+        released.append(run(*RELEASE, cwd=clone))
+    shallow = tmp_path / "shallow"
+    run(*GIT, "clone", "--quiet", "--depth", "1", f"file://{clone}", shallow)
+    assert run(*RELEASE, cwd=shallow) == released[-1]
+    # the numbers of releases before
+    for older, newer in itertools.pairwise(["1", "800", *released]):
+        compared = f'%{{lua: print(rpm.vercmp("{older}", "{newer}"))}}'
+        assert run("rpm", "--eval", compared).strip() == "-1", (older, newer)
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["alone", "within another clone"])
+def test_without_the_time_of_its_commit_it_is_not_built(clone, within) -> None:
+    tree = shutil.copytree(clone / "packaging", clone / "tree" / "packaging").parent
+    commit(clone, 1700000000)
+    if not within:
+        shutil.rmtree(clone / ".git")
+    where = ("--define", f"_topdir {clone}/build")
+    build = ("rpmbuild", "-bb", "--build-in-place", *where, "packaging/ramboot.spec")
+    done = subprocess.run(build, cwd=tree, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "error: git tells no time of the commit" in done.stderr
+    assert not list(clone.rglob("*.rpm"))
+    assert run(*RELEASE, "--define", "commit_time 77", cwd=tree).startswith("77")
 
 
 def test_it_brings_what_the_image_is_built_with(package) -> None:

@@ -271,7 +271,8 @@ def test_every_kind_lies_where_it_should(formula, qubesd, everything):
     }
     assert work["pci"] == {"00_14.0": {"no-strict-reset": "True"}}
     assert "mine" in work["tags"]
-    assert qubesd.qubes["sys-net"]["properties"] == {"provides_network": True, "memory": 300}
+    net = {"provides_network": True, "netvm": "", "memory": 300}
+    assert qubesd.qubes["sys-net"]["properties"] == net
     assert qubesd.system["default_pool_private"] == "usb"
 
 
@@ -344,7 +345,8 @@ def test_settings_that_the_pillar_drops_are_put_back(formula, qubesd):
     formula.good({"settings": {"sys-net": {"properties": {"memory": 300, "vcpus": 1}}}})
     answers = formula.good({"settings": {"sys-net": {"properties": {"vcpus": 1}}}})
     assert answers["settings"]["changes"] == {"sys-net: memory": {"old": "300", "new": "default"}}
-    assert qubesd.qubes["sys-net"]["properties"] == {"provides_network": True, "vcpus": 1}
+    net = {"provides_network": True, "netvm": "", "vcpus": 1}
+    assert qubesd.qubes["sys-net"]["properties"] == net
 
 
 def test_the_first_value_is_put_back_not_the_last(formula, qubesd):
@@ -383,6 +385,7 @@ def test_values_that_qubesd_rewrites_are_not_set_again(formula, qubesd):
     formula.good({"settings": {"sys-net": {"properties": given}}})
     assert qubesd.qubes["sys-net"]["properties"] == {
         "provides_network": True,
+        "netvm": "",
         "devices_denied": "b******u03****",
         "mac": "00:16:3e:5e:6c:01",
         "virt_mode": "hvm",
@@ -683,7 +686,6 @@ def test_preloaded_disposables_go_with_ours(formula, qubesd):
     ],
 )
 def test_a_network_that_goes_round_is_told_before_anything_is_made(formula, qubesd, netvms, way):
-    qubesd.qubes["sys-net"]["properties"]["netvm"] = None
     properties = {
         name: {"properties": {"netvm": netvm, "provides_network": True}}
         for name, netvm in netvms.items()
@@ -703,6 +705,141 @@ def test_a_network_that_goes_round_is_told_before_anything_is_made(formula, qube
     told = formula.apply()["checked"]["comment"]
     assert f"app_qubes:a:properties:netvm: the network would go round: {way}" in told
     assert formula.snapshot() == before
+
+
+def networks(**netvms):
+    """Qubes that provide network, each made after the one that its own network goes through."""
+    app = sys.modules["qubesadmin"].Qubes()
+    for name, netvm in netvms.items():
+        qube = app.add_new_vm("AppVM", name, "red", template="debian-12-xfce", pool="varlibqubes")
+        qube.provides_network, qube.netvm = True, netvm
+
+
+def netvms(qubesd, *names):
+    return [qubesd.qubes[name]["properties"].get("netvm", "default") for name in names]
+
+
+def through(netvm):
+    return {"properties": {"netvm": netvm}}
+
+
+def undone(formula, before):
+    """absent, as its dry run said."""
+    dry = formula.absent(test=True)["changes"]
+    answer = formula.absent()
+    assert (answer["result"], answer["changes"]) == (True, dry), answer
+    assert json.loads(formula.snapshot()[0])["qubes"] == before, answer
+
+
+@pytest.mark.parametrize("order", [("fw", "vpn"), ("vpn", "fw")], ids=" ".join)
+def test_a_network_is_turned_round_in_whatever_order_it_is_asked_for(formula, qubesd, order):
+    networks(fw="sys-net", vpn="fw")
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    wanted = {"fw": through("vpn"), "vpn": through("sys-net")}
+    formula.good({"settings": {name: wanted[name] for name in order}})
+    assert netvms(qubesd, "fw", "vpn") == ["vpn", "sys-net"]
+    undone(formula, before)
+
+
+def test_networks_that_were_set_one_by_one_are_put_back_in_their_turn(formula, qubesd):
+    networks(other="sys-net", fw="sys-net", vpn="fw")
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    formula.good({"settings": {"fw": through("other")}})
+    formula.good({"settings": {"fw": through("vpn"), "vpn": through("sys-net")}})
+    undone(formula, before)
+
+
+def test_a_setting_that_the_pillar_drops_is_put_back_in_its_turn(formula, qubesd):
+    networks(other="sys-net", fw="sys-net", vpn="fw")
+    formula.good({"settings": {"vpn": through("other"), "fw": through("vpn")}})
+    # fw goes back to sys-net before vpn goes through it
+    formula.good({"settings": {"vpn": through("fw")}})
+    assert netvms(qubesd, "fw", "vpn") == ["sys-net", "fw"]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["asked for", "dropped"])
+def test_the_way_through_a_qube_of_ours_is_turned_round(formula, qubesd, given):
+    networks(fw="sys-net")
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    vpn = {"template": CLONE, "properties": {"provides_network": True, "netvm": "sys-net"}}
+    asked = {"templates": EXAMPLE["templates"], "app_qubes": {"vpn": vpn}}
+    formula.good({**asked, "settings": {"fw": through("vpn")}})
+    vpn["properties"]["netvm"] = "fw"
+    pillar = {**asked, "settings": {"fw": through("sys-net")} if given else {}}
+    dry = formula.apply(pillar, test=True)
+    real = formula.good(pillar)
+    assert {part: answer["changes"] for part, answer in dry.items()} == {
+        part: answer["changes"] for part, answer in real.items()
+    }
+    assert list(real["qubes"]["changes"]) == ["fw: netvm", "vpn: netvm"]
+    assert netvms(qubesd, "fw", "vpn") == ["sys-net", "fw"]
+    assert not any(answer["changes"] for answer in formula.good().values())
+    undone(formula, before)
+
+
+def test_a_qube_of_ours_that_stays_is_no_obstacle_to_the_undo(formula, qubesd):
+    networks(fw="sys-net")
+    vpn = {"template": CLONE, "properties": {"provides_network": True, "netvm": "fw"}}
+    asked = {"templates": EXAMPLE["templates"], "app_qubes": {"vpn": vpn}}
+    formula.good(asked)
+    vpn["properties"]["netvm"] = "sys-net"
+    formula.good({**asked, "settings": {"fw": through("vpn")}})
+    use(qubesd, "vpn")
+    answer = formula.absent()
+    assert (answer["result"], list(answer["changes"])[:1]) == (True, ["fw: netvm"])
+    assert netvms(qubesd, "fw", "vpn") == ["sys-net", "sys-net"]
+
+
+def test_what_is_made_has_its_network_before_others_go_through_it(formula, qubesd):
+    networks(fw="sys-net")
+    vpn = {"template": CLONE, "properties": {"provides_network": True, "netvm": "sys-net"}}
+    asked = {"templates": EXAMPLE["templates"], "app_qubes": {"vpn": vpn}}
+    formula.good({**asked, "settings": {"fw": through("vpn")}})
+    # a new one begins behind vpn
+    sys.modules["qubesadmin"].Qubes().default_netvm = "fw"
+    new = {"template": CLONE, "properties": {"provides_network": True}}
+    asked["app_qubes"] |= {
+        "first": {**new, "properties": {"provides_network": True, "netvm": "second"}},
+        "second": {**new, "properties": {"provides_network": True, "netvm": "sys-net"}},
+    }
+    vpn["properties"]["netvm"] = "first"
+    formula.good({**asked, "settings": {"fw": through("vpn")}})
+    assert netvms(qubesd, "fw", "vpn", "first", "second") == ["vpn", "first", "second", "sys-net"]
+
+
+def test_a_loop_that_would_come_with_what_is_put_back_is_told_before(formula, qubesd):
+    networks(vpn="sys-net", fw="vpn")
+    formula.good({"settings": {"fw": through("sys-net")}})
+    sys.modules["qubesadmin"].Qubes().domains["vpn"].netvm = "fw"
+    before = formula.snapshot()
+    assert check(formula, {"settings": {"sys-net": {"tags": ["x"]}}}) == [
+        "fw: netvm can't become vpn: the network would go round: fw > vpn > fw"
+    ]
+    answer = formula.absent()
+    assert (answer["result"], answer["comment"].splitlines()) == (
+        True,
+        [
+            "nothing to undo",
+            "left: fw: netvm is left as it is: with vpn the network would go round: fw > vpn > fw",
+        ],
+    )
+    assert formula.snapshot() == before
+    sys.modules["qubesadmin"].Qubes().domains["vpn"].netvm = "sys-net"
+    assert list(formula.absent()["changes"]) == ["fw: netvm"]
+
+
+def test_a_new_disposable_has_the_network_of_its_template(formula, qubesd):
+    networks(fw="sys-net")
+    dvm = {"template": CLONE, "properties": {"netvm": "fw"}}
+    asked = {**EXAMPLE, "disposable_templates": {DVM: dvm}}
+    asked["disposables"] = {"vpn": {"template": DVM, "properties": {"provides_network": True}}}
+    asked["settings"] = {"fw": through("vpn")}
+    assert check(formula, asked) == [
+        "settings:fw:properties:netvm: the network would go round: fw > vpn > fw"
+    ]
 
 
 def test_what_a_preloaded_disposable_has_beside_its_template_is_in_the_way(formula, qubesd):
@@ -1687,6 +1824,59 @@ def test_values_of_another_type_than_the_property_is_are_told(formula):
         *(f"{place}:properties:{one}" for place in places for one in told),
         "settings:dom0:properties:include_in_backups: 2 is not allowed; allowed: true or false",
     ]
+
+
+TEXTS = {"default_user": "me", "virt_mode": "hvm", "kernel": "", "mac": "00:16:3e:5e:6c:01"}
+
+
+def test_the_type_of_a_value_is_asked_of_one_qube(formula, qubesd):
+    networks(vpn=None, more="sys-net")
+    new = {"template": CLONE, "properties": {**TEXTS, "netvm": None, "memory": 300}}
+    there = {"properties": {**TEXTS, "default_dispvm": None}}
+    formula.pillar({**EXAMPLE, "app_qubes": {"w": new}, "settings": {"sys-net": there}})
+    asked = []
+    question = formula.world.salt["ramboot_qubesadmin.property_type"]
+
+    def counted(name, key):
+        asked.append((name, key))
+        return question(name, key)
+
+    formula.world.salt["ramboot_qubesadmin.property_type"] = counted
+    assert formula.world.salt["ramboot_qubes.faults"]() == []
+    # of the new one its class
+    assert sorted(asked) == sorted(
+        [("default-dvm", key) for key in new["properties"]]
+        + [("sys-net", key) for key in there["properties"]]
+    )
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "refused"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("admin.vm.property.List", "another"),
+        ("admin.vm.property.Get", "another default_user"),
+        ("admin.vm.property.Get", "another memory"),
+    ],
+    ids=" ".join,
+)
+def test_an_unrelated_qube_that_can_not_tell_a_type_does_not_end_the_check(
+    formula, qubesd, question, gone
+):
+    networks(another=None)
+    exc = sys.modules["qubesadmin.exc"]
+
+    def fault(*called):
+        if called == question:
+            if gone:
+                qubesd.qubes.pop("another", None)
+            raise exc.QubesException("of no use")
+
+    app = {"template": CLONE, "properties": {"default_user": "me", "memory": "lots"}}
+    formula.pillar({"templates": EXAMPLE["templates"], "app_qubes": {"w": app}})
+    qubesd.fault = fault
+    told = "app_qubes:w:properties:memory: 'lots' is not allowed; allowed: a whole number"
+    assert formula.world.salt["ramboot_qubes.faults"]() == [told]
 
 
 def test_what_qubesd_takes_is_not_refused_for_its_type(formula, qubesd):

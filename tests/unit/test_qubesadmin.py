@@ -122,10 +122,15 @@ def test_a_property_without_a_value_is_none(seam, app):
     assert seam.properties(app, ["stubdom_xid"])["stubdom_xid"]["value"] in (None, "-1")
 
 
-def test_a_property_tells_its_type_if_it_is_a_switch_or_a_number(seam, app):
+def test_a_property_tells_its_type_if_it_has_a_value(seam, app):
     types = {"memory": "int", "maxmem": "int", "autostart": "bool", "provides_network": "bool"}
-    types |= dict.fromkeys(("netvm", "label", "default_user", "kernel"))
+    types |= dict.fromkeys(("default_user", "kernel", "virt_mode", "mac"), "str")
     assert {key: seam.property_type(app, key) for key in types} == types
+    for netvm in (NETVM, ""):
+        seam.set_property(app, "netvm", netvm)
+        assert seam.property_type(app, "netvm") not in (None, "bool", "int")
+    assert seam.property_type(app, "label") not in (None, "bool", "int")
+    assert seam.property_type(app, "stubdom_xid") in (None, "int")
     refused("there is no qube ramboot-test-none", seam.property_type, "ramboot-test-none", "memory")
 
 
@@ -336,6 +341,26 @@ def test_a_network_comes_before_who_uses_it_and_goes_after(seam, app, template):
     refused("still used by other qubes", seam.set_property, SECOND, "provides_network", "False")
     seam.set_property(app, "netvm", "")
     seam.set_property(SECOND, "provides_network", "False")
+
+
+def test_no_step_may_close_a_loop_in_the_network(seam, app, template):
+    seam.create(SECOND, "AppVM", "red", template=template, pool=POOL)
+    seam.create(DISP, "AppVM", "red", template=template, pool=POOL)
+    for name in (app, SECOND, DISP):
+        seam.set_property(name, "provides_network", "True")
+    seam.set_property(app, "netvm", NETVM)
+    seam.set_property(SECOND, "netvm", app)
+    seam.set_property(DISP, "netvm", SECOND)
+    for name in (app, SECOND, DISP):
+        refused("Loops in network are unsupported", seam.set_property, app, "netvm", name)
+    assert seam.properties(app, ["netvm"])["netvm"]["value"] == NETVM
+    seam.set_property(SECOND, "netvm", NETVM)
+    seam.set_property(app, "netvm", SECOND)
+    seam.set_property(DISP, "netvm", "")
+    seam.set_property(SECOND, "netvm", DISP)
+    # who is in use is not deleted
+    for name in (app, SECOND):
+        seam.set_property(name, "netvm", "")
 
 
 def test_a_new_template_makes_the_root_writable(seam, app, template):

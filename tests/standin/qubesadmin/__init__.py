@@ -283,6 +283,12 @@ class Qubes:
             raise exc.QubesPropertyValueError("No such storage pool")
         if SYSTEM[key] == "vm" and value and value not in WORLD.qubes:
             raise exc.QubesPropertyValueError(f"Can't set {key} to non-existing qube {value}")
+        if key == "default_netvm" and value:
+            # core: qubes/app.py, _setter_default_netvm
+            for vm in (self.domains[name] for name in WORLD.qubes):
+                followed = "netvm" in vm._types() and vm.property_is_default("netvm")
+                if followed and vm._loops(value):
+                    raise exc.QubesPropertyValueError(f"Network loop on '{vm}'")
         WORLD.system[key] = value
         WORLD.save()
         return None
@@ -648,9 +654,8 @@ class QubesVM:
             raise exc.QubesPropertyValueError(f"Can't set {key} to non-existing qube {value}")
         elif kind == "label" and value not in LABELS:
             raise exc.QubesLabelNotFoundError(f"Label does not exist: {value}")
-        if key == "netvm" and value and not QubesVM(self.app, value).provides_network:
-            raise exc.QubesValueError(f"The {value} qube does not provide network")
         if key == "netvm":
+            self._network(value)
             self._startable_network(value)
         if key == "default_dispvm" and value and not self._disposables(value):
             # core: qubes/vm/__init__.py, validate_disposable_template, of 4.4: stricter than 4.3
@@ -707,8 +712,11 @@ class QubesVM:
         WORLD.call("admin.vm.property.Reset", f"{self.name} {key}")
         self._known(key)
         default = WORLD.system.get("default_netvm") if self.klass != "TemplateVM" else None
-        if key == "netvm" and default != str(self.netvm or ""):
-            self._startable_network(default)
+        if key == "netvm":
+            # core: qubes/vm/mix/net.py, on_property_pre_reset_netvm
+            self._network(default)
+            if default != str(self.netvm or ""):
+                self._startable_network(default)
         if key == "template_for_dispvms":
             self._unused_disposables()
         self._qube()["properties"].pop(key, None)
@@ -729,6 +737,30 @@ class QubesVM:
 
     def _disposables(self, name):
         return WORLD.qubes[name]["properties"].get("template_for_dispvms", False)
+
+    def _network(self, netvm):
+        """core: qubes/vm/mix/net.py, _setter_netvm"""
+        if netvm and not QubesVM(self.app, netvm).provides_network:
+            raise exc.QubesValueError(f"The {netvm} qube does not provide network")
+        if netvm and self._loops(netvm):
+            raise exc.QubesValueError("Loops in network are unsupported")
+
+    def _loops(self, netvm):
+        """core: qubes/app.py, get_vms_connected_to"""
+        connected, new = set(), {self.name}
+        while new:
+            above = new.pop()
+            for name in WORLD.qubes:
+                if name not in connected and self.app.domains[name]._netvm() == above:
+                    connected.add(name)
+                    new.add(name)
+        return netvm == self.name or netvm in connected
+
+    def _netvm(self):
+        """Not a question to qubesd."""
+        default = self._types().get("netvm", ("vm", None))[1]
+        value = self._qube()["properties"].get("netvm", default)
+        return WORLD.system.get("default_netvm") if value == "@default_netvm" else value
 
     def _startable_network(self, netvm):
         """core: qubes/vm/mix/net.py, on_property_pre_set_netvm, on_property_pre_reset_netvm"""
