@@ -211,8 +211,8 @@ def pending(part: str) -> list[dict[str, Any]]:
     part
         "pools" (file pools), "qubes" (those to be made, and their settings; before them that others
         provide network or disposables, and the network of those that theirs will go through) or
-        "settings" (else of other qubes and of the system; and what an earlier pillar set and this
-        one does not).
+        "settings" (else of other qubes and of the system; what an earlier pillar set and this one
+        does not; that ours provide network or disposables no more).
 
     Returns [{"what": text, unique, "old": value, "new": value, ...}]; what else a step has is for
     `apply`.
@@ -1100,12 +1100,9 @@ def _needed_by(look: _Look, step: dict[str, Any], steps: list[dict[str, Any]]) -
     qubes/vm/mix/dvmtemplate.py, __on_pre_set_dvmtemplate; net.py, _setter_provides_network); as in
     `_users`.
     """
-    action, *about = step["do"]
-    if action not in ("set", "change", "put_back") or about[1] != "property":
+    if _enables(step) is not False:
         return {}
-    name, key, value = about[0], about[2], about[-1]
-    if key not in ENABLING or (value["value"] if isinstance(value, dict) else value) == "True":
-        return {}
+    name, key = step["do"][1], step["do"][3]
     if key == "template_for_dispvms":
         return _users(look, name, steps, ("template", "default_dispvm", "management_dispvm"))
     changed = {other["what"] for other in steps}
@@ -1221,6 +1218,13 @@ def _pool_steps(look: _Look) -> list[dict[str, Any]]:
 
 
 def _qube_steps(look: _Look) -> list[dict[str, Any]]:
+    steps = [step for step in _steps_of_ours(look) if _enables(step) is not False]
+    will_be = functools.partial(_netvm_will_be, look)
+    steps = sorted(steps + _networks_above(look, steps), key=lambda step: _turn(step, will_be))
+    return _asked_of_others(look, True) + steps
+
+
+def _steps_of_ours(look: _Look) -> list[dict[str, Any]]:
     steps = []
     refresh = _to_refresh(look)
     for kind, name, entry in look.entries():
@@ -1250,18 +1254,30 @@ def _qube_steps(look: _Look) -> list[dict[str, Any]]:
             what = f"{name}: {_shown(group, key)}"
             action = ["set", name, group, key, value]
             steps.append(_step(what, _plain(group, now), value, action))
-    will_be = functools.partial(_netvm_will_be, look)
-    steps = sorted(steps + _networks_above(look, steps), key=lambda step: _turn(step, will_be))
-    return _asked_of_others(look, True) + steps
+    return steps
 
 
-def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[bool, int]:
-    """To sort by. What names a qube comes last: that may be made, or given what it needs for it, in
-    the same run. Each network comes after those that it will go through: by then they end, and
-    qubesd refuses every step that closes a loop, be it for a moment.
+def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[int, int]:
+    """To sort by. What names a qube comes late: that may be made, or given what it needs for it, in
+    the same run; and only when nobody names it any more can that be taken from it. Each network
+    comes after those that it will go through: by then they end, and qubesd refuses every step that
+    closes a loop, be it for a moment.
     """
     depth = len(_way(step["do"][1], will_be)) if _sets_netvm(step) else 0
-    return _names_a_qube(step), depth
+    if (enables := _enables(step)) is not None:
+        return 0 if enables else 3, 0
+    return 2 if _names_a_qube(step) else 1, depth
+
+
+def _enables(step: dict[str, Any]) -> bool | None:
+    """Whether a step gives a qube what others need to name it, or takes it; None of any other."""
+    action, *about = step["do"]
+    if action not in ("set", "change", "put_back") or about[1] != "property":
+        return None
+    key, value = about[2], about[-1]
+    if key not in ENABLING:
+        return None
+    return (value["value"] if isinstance(value, dict) else value) == "True"
 
 
 def _names_a_qube(step: dict[str, Any]) -> bool:
@@ -1325,9 +1341,14 @@ def _spelt(key: str, value: str, now: str) -> str:
 
 
 def _settings_steps(look: _Look) -> list[dict[str, Any]]:
-    """Settings of other qubes and of the system; then those that are no longer asked for."""
+    """Settings of other qubes and of the system, those that are no longer asked for too; last what
+    ours are to provide no more.
+    """
     early = {step["what"] for step in _qube_steps(look)}
-    return [step for step in _steps_of_others(look) if step["what"] not in early]
+    return [
+        *(step for step in _steps_of_others(look) if step["what"] not in early),
+        *(step for step in _steps_of_ours(look) if _enables(step) is False),
+    ]
 
 
 def _steps_of_others(look: _Look) -> list[dict[str, Any]]:
@@ -1335,13 +1356,7 @@ def _steps_of_others(look: _Look) -> list[dict[str, Any]]:
     kept = {(name, group, key) for name, group, key, _value in _asked(look)}
     asked, back = _asked_of_others(look, False), _put_back(look, kept)[0]
     will_be = functools.partial(_netvm_will_be, look)
-    named = [step for step in asked + back if _names_a_qube(step)]
-    return [
-        *(step for step in asked if not _names_a_qube(step)),
-        *sorted(named, key=lambda step: _turn(step, will_be)),
-        # nobody is told to provide no network (or disposables) while another still names it
-        *(step for step in back if not _names_a_qube(step)),
-    ]
+    return sorted(asked + back, key=lambda step: _turn(step, will_be))
 
 
 def _asked(look: _Look) -> list[tuple]:
@@ -1531,12 +1546,7 @@ def _undo_order(look: _Look, steps: list[dict[str, Any]], left: list[str]) -> li
             f"{round_['what']} is left as it is: with {round_['new']} the network would go round:"
             f" {_step_loop(round_, will_be)}"
         )
-    named = [step for step in steps if _names_a_qube(step)]
-    # nobody is told to provide no network (or disposables) while another still names it
-    return [
-        *sorted(named, key=lambda step: _turn(step, will_be)),
-        *(step for step in steps if not _names_a_qube(step)),
-    ]
+    return sorted(steps, key=lambda step: _turn(step, will_be))
 
 
 def _users(

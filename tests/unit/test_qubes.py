@@ -810,6 +810,30 @@ def test_what_is_made_has_its_network_before_others_go_through_it(formula, qubes
     assert netvms(qubesd, "fw", "vpn", "first", "second") == ["vpn", "first", "second", "sys-net"]
 
 
+def test_what_provides_network_no_more_is_left_first(formula, qubesd):
+    """Of the user's qubes, and put back for those who go back to it."""
+    networks(a="sys-net", b="a")
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    formula.good({"settings": {"b": through("sys-net")}})
+    none = {"properties": {"provides_network": False}}
+    formula.good({"settings": {"a": none, "b": through("sys-net")}})
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+    # in one run
+    formula.good({"settings": {"a": none, "b": through("sys-net")}})
+
+
+def test_what_provides_network_no_more_of_ours_is_left_first(formula, qubesd):
+    networks(b="sys-net")
+    vpn = {"template": CLONE, "properties": {"provides_network": True, "netvm": "sys-net"}}
+    asked = {"templates": EXAMPLE["templates"], "app_qubes": {"vpn": vpn}}
+    formula.good({**asked, "settings": {"b": through("vpn")}})
+    vpn["properties"]["provides_network"] = False
+    formula.good({**asked, "settings": {"b": through("sys-net")}})
+    assert qubesd.qubes["vpn"]["properties"]["provides_network"] is False
+
+
 def test_a_loop_that_would_come_with_what_is_put_back_is_told_before(formula, qubesd):
     networks(vpn="sys-net", fw="vpn")
     formula.good({"settings": {"fw": through("sys-net")}})
