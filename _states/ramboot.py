@@ -12,6 +12,7 @@ import hashlib
 import os
 import pwd
 import stat
+from collections.abc import Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -159,6 +160,7 @@ def initramfs_current(name: str) -> dict[str, Any]:
         any text; shown in the output.
     """
     ret = _ret(name)
+    changes: dict[str, Any] = {}
     try:
         before = __salt__["ramboot.initramfs"]()
         stale = {
@@ -174,20 +176,21 @@ def initramfs_current(name: str) -> dict[str, Any]:
                         stale.setdefault(state["image"], f"{path} would be changed")
         if not stale:
             return _done(ret, f"every initramfs is current{_ignored(before)}")
-        ret["changes"] = {
+        changes = {
             image: {"old": f"stale: {reason}", "new": "current"} for image, reason in stale.items()
         }
         if __opts__["test"]:
-            return _would(ret, f"would be rebuilt: {', '.join(stale)}{_ignored(before)}")
-        ret["changes"] = {}
+            told = f"would be rebuilt: {', '.join(stale)}{_ignored(before)}"
+            return _would({**ret, "changes": changes}, told)
         __salt__["ramboot.rebuild"]()
+        still = _to_rebuild(changes)
+        if still:
+            raise CommandExecutionError(
+                f"rebuilt without an error and still stale: {', '.join(still)}"
+            )
     except (CommandExecutionError, OSError) as error:
-        return _failed(ret, error, _rebuilt(stale) if "stale" in locals() else {})
-    ret["changes"] = _rebuilt(stale)
-    if set(ret["changes"]) != set(stale):
-        left = ", ".join(sorted(set(stale) - set(ret["changes"])))
-        return _failed(ret, f"rebuilt without an error and still stale: {left}", ret["changes"])
-    return _done(ret, f"rebuilt: {', '.join(stale)}{_ignored(before)}")
+        return _failed(ret, error, _rebuilt(changes))
+    return _done({**ret, "changes": changes}, f"rebuilt: {', '.join(stale)}{_ignored(before)}")
 
 
 def module_not_asked_for(name: str) -> dict[str, Any]:
@@ -395,14 +398,19 @@ def _undone() -> set[str]:
     return paths
 
 
-def _rebuilt(stale: dict[str, str]) -> dict[str, Any]:
-    """Of the images that were stale, the changes of those that are current now."""
+def _to_rebuild(images: Iterable[str]) -> list[str]:
+    """Those of the images that are not current."""
     now = {state["image"]: state["state"] for state in __salt__["ramboot.initramfs"]().values()}
-    return {
-        image: {"old": f"stale: {reason}", "new": "current"}
-        for image, reason in stale.items()
-        if now.get(image) == "current"
-    }
+    return sorted(image for image in images if now.get(image) != "current")
+
+
+def _rebuilt(changes: dict[str, Any]) -> dict[str, Any]:
+    """Of what was to be changed, what is; nothing where that can't be told."""
+    try:
+        left = _to_rebuild(changes)
+    except (CommandExecutionError, OSError):
+        return {}
+    return {image: change for image, change in changes.items() if image not in left}
 
 
 def _to_restore(plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
