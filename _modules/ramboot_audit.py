@@ -24,7 +24,9 @@ VERDICTS = ("disk", "unknown", "trace", "ram")
 HARMLESS = ("ram", "sealed")
 # Names of devices that are memory (Linux: Documentation/admin-guide/devices.txt).
 IN_MEMORY = ("zram", "ram")
-_LVS = ["lvs", "--reportformat", "json", "--options", "vg_name,lv_name,lv_time"]
+_LV_FIELDS = ("vg_name", "lv_name", "pool_lv", "lv_size", "lv_time")
+_LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
+        ",".join(_LV_FIELDS)]  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -88,7 +90,8 @@ def names() -> list[dict[str, str]]:
 
     Returns rows as `ramboot.audit` does, one for each volume group that is active on a disk.
 
-    Raises CommandExecutionError or ValueError when LVM does not answer or can't be understood.
+    Raises CommandExecutionError as `volumes` and `booted` do, ValueError when a time can't be
+    understood.
 
     CLI Example:
 
@@ -98,12 +101,9 @@ def names() -> list[dict[str, str]]:
     """
     if not _lvm_on_disk():
         return []
-    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
     began = booted()
     made: dict[str, list[str]] = {}
-    for volume in json.loads(done["stdout"])["report"][0]["lv"]:
+    for volume in volumes():
         group = made.setdefault(volume["vg_name"], [])
         when = datetime.datetime.strptime(volume["lv_time"], "%Y-%m-%d %H:%M:%S %z")
         if when.timestamp() >= began:
@@ -114,6 +114,31 @@ def names() -> list[dict[str, str]]:
         )
         for group, found in sorted(made.items())
     ]
+
+
+def volumes() -> list[dict[str, str]]:
+    """
+    Every logical volume that LVM sees.
+
+    Returns for each {"vg_name", "lv_name", "pool_lv" (empty where it is not thin), "lv_size" (in
+    bytes), "lv_time" (when it was made, as 2026-11-25 01:00:00 +0000)}, all text.
+
+    Raises CommandExecutionError when LVM does not answer or can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_audit.volumes
+    """
+    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
+    try:
+        listed = json.loads(done["stdout"])["report"][0]["lv"]
+        return [{field: volume[field] for field in _LV_FIELDS} for volume in listed]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error!r}") from error
 
 
 def files(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:

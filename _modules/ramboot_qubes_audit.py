@@ -37,8 +37,6 @@ _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d
 _FILE = re.compile(r"(root|private|volatile)(?:-[a-z]+)?\.img")
 # Of a qube (qubes/vm/__init__.py, validate_name).
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
-_LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
-        "vg_name,lv_name,pool_lv,lv_size,lv_time"]  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -296,7 +294,7 @@ def _is_detached(group: str, mounts: list[dict[str, Any]]) -> bool:
         return False
     if any(ours.match(name) for name in _device_mapper().values()):
         return False
-    return all(volume["vg_name"] != group for volume in _volumes())
+    return all(volume["vg_name"] != group for volume in __salt__["ramboot_audit.volumes"]())
 
 
 def _device_mapper() -> dict[str, str]:
@@ -557,7 +555,7 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
     if not ours:
         return []
     found = []
-    for volume in _volumes():
+    for volume in __salt__["ramboot_audit.volumes"]():
         match = _LV.fullmatch(volume["lv_name"])
         group = volume["vg_name"]
         if match is None or (group, volume["pool_lv"]) not in ours:
@@ -575,17 +573,6 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
             }
         )
     return found
-
-
-def _volumes() -> list[dict[str, str]]:
-    """Every logical volume that LVM sees."""
-    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
-    try:
-        return json.loads(done["stdout"])["report"][0]["lv"]
-    except (ValueError, KeyError, IndexError) as error:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
 
 
 def _left_directories(folder: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:
