@@ -834,7 +834,7 @@ def _audit_mounts() -> list[dict[str, str]]:
                 places.append(_place(where, what, "ram"))
         else:
             below = backing(mount["source"])
-            verdict = {"ram": "ram", "disk": "disk", "sealed": "ram"}.get(below, "unknown")
+            verdict = __salt__["ramboot_audit.of_backing"](below)
             if below == "disk" and not mount["writable"]:
                 # mounting alone can write: journal, thin pool
                 verdict = "trace"
@@ -868,12 +868,11 @@ def _audit_swap() -> list[dict[str, str]]:
         found = [swap for swap in found if not _beside_layer(swap["name"])]
     if not found:
         return [_place("swap", "none is active", "ram")]
-    verdicts = {"ram": "ram", "disk": "disk", "sealed": "ram"}
     return [
         _place(
             f"swap {swap['name']}",
             f"{swap['type']}, {_mib(swap['used_bytes'])} used",
-            verdicts.get(_swap_lies_on(swap), "unknown"),
+            __salt__["ramboot_audit.of_backing"](_swap_lies_on(swap)),
         )
         for swap in found
     ]

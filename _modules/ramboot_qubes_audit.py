@@ -29,7 +29,6 @@ COPIES = ("zram", "tmpfs", "image")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
 OUT_OF_REACH = "out of reach"
-WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
 _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d+-back|-back)?")
@@ -106,10 +105,7 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for items, told in told_of
         for item in items
     ]
-    worst = next(
-        (kind for kind in WORST if any(row["verdict"] == kind for row in rows)),
-        "ram",
-    )
+    worst = __salt__["ramboot_audit.worst"]([row["verdict"] for row in rows], of_none="ram")
     told = f"{stateless} of {stateless + others} keep nothing outside of RAM"
     return [*rows, _row("qubes", told, worst)]
 
@@ -220,11 +216,11 @@ def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
     kind = __salt__["ramboot.backing"](mount["source"])
     words = f"{real} on {mount['source']}"
     if kind == "sealed":
-        return "ram", f"{words}, {SEALED}"
+        words += f", {SEALED}"
     if mount["target"] == "/" and kind == "disk":
         # a persistent boot: say what a RAM session would make of it
         words += ", with the root in RAM in a RAM session"
-    return kind, words
+    return __salt__["ramboot_audit.of_backing"](kind), words
 
 
 def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
@@ -252,7 +248,7 @@ def _where_lvm(config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[st
         return "unknown", f"{words}, which is not active"
     if "sealed" in kinds and kinds <= {"ram", "sealed"}:
         return "ram", f"{words}, {SEALED}"
-    return next((kind for kind in ("disk", "unknown", "ram") if kind in kinds), "unknown"), words
+    return __salt__["ramboot_audit.worst"](kinds), words
 
 
 def _session(mounts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -374,7 +370,7 @@ def _qube(
         )
     if not rows:
         rows.append(_row(f"qube {name} volumes", "qubesd lists none", "unknown"))
-    worst = next(kind for kind in WORST if any(row["verdict"] == kind for row in rows))
+    worst = __salt__["ramboot_audit.worst"]([row["verdict"] for row in rows])
     told = [qube["class"], "running" if qube["running"] else "halted"]
     if qube["template"]:
         told.insert(1, f"on {qube['template']}")
