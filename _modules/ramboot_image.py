@@ -311,8 +311,7 @@ def verify() -> dict[str, dict[str, Any]]:
     """
     The image against its recorded hash.
 
-    Returns {path: {"expected", "actual": SHA-256 or None, "mode", "owner", "verdict": "good" |
-    "changed" | "missing" | "wrong mode" | "wrong owner"}}, empty where there is no image.
+    Returns {path: as `ramboot_record.judge` has it}, empty where there is no image.
 
     Raises CommandExecutionError when the manifest can't be understood.
 
@@ -326,24 +325,8 @@ def verify() -> dict[str, dict[str, Any]]:
     if recorded is None:
         return {}
     path = os.path.join(_directory(), recorded["file"])
-    found: dict[str, Any] = {"expected": recorded["sha256"], "actual": None}
-    try:
-        info = os.stat(path)
-    except FileNotFoundError:
-        return {path: {**found, "mode": None, "owner": None, "verdict": "missing"}}
-    found["actual"] = _hashes(path, MIB)[0]
-    found["mode"] = f"{stat_module.S_IMODE(info.st_mode):04o}"
-    found["owner"] = (
-        "root:root" if (info.st_uid, info.st_gid) == (0, 0) else (f"{info.st_uid}:{info.st_gid}")
-    )
-    verdict = "good"
-    if found["actual"] != found["expected"]:
-        verdict = "changed"
-    elif found["mode"] != IMAGE_MODE:
-        verdict = "wrong mode"
-    elif found["owner"] != "root:root":
-        verdict = "wrong owner"
-    return {path: {**found, "verdict": verdict}}
+    found = __salt__["ramboot_record.look"](path)
+    return {path: __salt__["ramboot_record.judge"](found, recorded["sha256"], IMAGE_MODE)}
 
 
 def remains() -> list[str]:

@@ -169,6 +169,53 @@ def look(path: str) -> dict[str, Any] | None:
     }
 
 
+def judge(
+    found: dict[str, Any] | None, sha256: str | None, mode: str | None = None
+) -> dict[str, Any]:
+    """
+    Whether a file is as it was shipped, and root's alone to change.
+
+    found
+        as `look` returns it.
+    sha256
+        what it should have; None: it should not be there.
+    mode
+        likewise. Default: any in which nobody but root can change it.
+
+    Returns {"expected": sha256, "actual": SHA-256 or None, "mode": "0644" or None, "owner":
+    "root:root" or "UID:GID" or None, "verdict": "good" | "changed" | "missing" | "unexpected" |
+    "wrong mode" | "wrong owner"}.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.judge null 9f86d081884c7d65...
+    """
+    if found is None:
+        told = {"actual": None, "mode": None, "owner": None}
+        return {"expected": sha256, **told, "verdict": "missing"}
+    ids = (found["uid"], found["gid"])
+    owner = "root:root" if ids == (0, 0) else "{}:{}".format(*ids)
+    if sha256 is None:
+        verdict = "unexpected"
+    elif found["sha256"] != sha256:
+        verdict = "changed"
+    elif int(found["mode"], 8) & 0o022 if mode is None else found["mode"] != mode:
+        verdict = "wrong mode"
+    elif owner != "root:root":
+        verdict = "wrong owner"
+    else:
+        verdict = "good"
+    return {
+        "expected": sha256,
+        "actual": found["sha256"],
+        "mode": found["mode"],
+        "owner": owner,
+        "verdict": verdict,
+    }
+
+
 def original_fault(path: str) -> str | None:
     """
     Why the original of `path` can't be put back; None when it can, or nothing was there.

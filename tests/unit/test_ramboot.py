@@ -1102,6 +1102,7 @@ def test_plan_reckons_with_the_image_that_there_is(world, ramboot, reason, says)
 
 
 def test_verify_looks_at_the_image_too(world, ramboot):
+    world.module("ramboot_record")
     world.salt["ramboot_initramfs.verify"] = lambda: {"disk": {}, "initramfs": {}, "faults": []}
     an_image(world, "/var/lib/ramboot/image/manifest")
     file = f"{world.root}/var/lib/ramboot/image/root-0.squashfs"
