@@ -635,9 +635,10 @@ def _machine_bytes() -> int | None:
     """The machine's RAM, which no dom0_mem can exceed: `total_memory` of `xl info`, in MiB (Xen,
     tools/xl/xl_info.c). None where that can't be told, as without Xen.
     """
-    if not __salt__["cmd.which"]("xl"):
+    xl = __salt__["ramboot_config.command"](["xl"])
+    if not xl:
         return None
-    done = __salt__["cmd.run_all"](["xl", "info"], python_shell=False, env={"LC_ALL": "C"})
+    done = __salt__["cmd.run_all"]([xl, "info"], python_shell=False, env={"LC_ALL": "C"})
     found = re.search(r"^total_memory\s*:\s*([0-9]+)$", done["stdout"], re.MULTILINE)
     return int(found[1]) * MIB if done["retcode"] == 0 and found else None
 

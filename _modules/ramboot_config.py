@@ -11,7 +11,9 @@ import dataclasses
 import difflib
 import fnmatch
 import ipaddress
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -196,6 +198,23 @@ def paths() -> dict[str, Any]:
         salt-call --local ramboot_config.paths
     """
     return defaults()["paths"]
+
+
+def command(names: Iterable[str]) -> str | None:
+    """Return where a program is, whatever PATH Salt was started with; None where it is not.
+
+    names
+        those that it may have, the better one first.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.command '[grub2-mkconfig, grub-mkconfig]'
+    """
+    folders = paths()["commands"]
+    places = (os.path.join(folder, name) for name in names for folder in folders)
+    return next((path for path in places if os.access(path, os.X_OK)), None)
 
 
 def faults(pillar: dict[str, Any] | None = None) -> list[str]:

@@ -215,7 +215,7 @@ def impediments(layout: dict[str, Any] | None = None) -> list[str]:
         f"the backend image needs {program}, which is not installed; in dom0:"
         f" sudo qubes-dom0-update {package}"
         for program, package in needed.items()
-        if not _installed(program)
+        if not __salt__["ramboot_config.command"]([program])
     ]
     if not _on_btrfs(layout) and layout["kind"] != "lvm-thin":
         found.append(
@@ -736,7 +736,7 @@ def _snapshots() -> dict[str, list[str]]:
     name = _known()["snapshot"]
     if _on_btrfs():
         # without its program there can be none
-        if not _installed("btrfs"):
+        if not __salt__["ramboot_config.command"](["btrfs"]):
             return {}
         listed = _run(["btrfs", "subvolume", "list", "-r", "-s", ROOT])
         line = re.compile(rf"^ID (\d+) .* top level 5 .* path ({re.escape(name)}-\d+)$", re.M)
@@ -902,11 +902,6 @@ def _run(command: list[str]) -> str:
         name = "mksquashfs" if "mksquashfs" in command else command[0]
         raise CommandExecutionError(f"{name} failed ({done['retcode']}): {' '.join(said[-3:])}")
     return done["stdout"]
-
-
-def _installed(program: str) -> bool:
-    folders = _paths()["commands"]
-    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in folders)
 
 
 def _boot_script(name: str) -> str:

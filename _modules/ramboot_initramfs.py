@@ -372,7 +372,7 @@ def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
     """What undo does with an image that is not the one we built."""
     left = __salt__["ramboot_record.outcome"](image)["comment"]
     # without lsinitrd there is no dracut, so nothing that could have put our module in
-    if not os.path.isfile(image) or not __salt__["cmd.has_exec"]("lsinitrd"):
+    if not os.path.isfile(image) or not __salt__["ramboot_config.command"](["lsinitrd"]):
         stamp = None
     else:
         try:

@@ -275,7 +275,7 @@ def _missing(paths: dict[str, Any]) -> list[str]:
     """Programs and files that the formula builds on."""
     found = []
     for names in (["dracut"], ["lsinitrd"], paths["mkconfig"], paths["script_check"]):
-        if not any(_command(name, paths["commands"]) for name in names):
+        if not __salt__["ramboot_config.command"](names):
             found.append(f"{' or '.join(names)} is not installed")
     if not any(glob.glob(pattern) for pattern in paths["xen"]):
         found.append(f"no Xen hypervisor in /boot: nothing like {' or '.join(paths['xen'])}")
@@ -288,9 +288,3 @@ def _missing(paths: dict[str, Any]) -> list[str]:
                 " supported: GRUB. If GRUB starts this system, remove that file"
             )
     return found
-
-
-def _command(name: str, folders: list[str]) -> str | None:
-    """Where the program is; independent of the PATH that Salt was started with."""
-    candidates = (os.path.join(folder, name) for folder in folders)
-    return next((path for path in candidates if os.access(path, os.X_OK)), None)

@@ -34,6 +34,17 @@ def test_each_bad_pillar_is_refused_in_these_words(config, path):
     assert str(refused.value) == "\n".join(case["faults"])
 
 
+def test_a_program_is_found_by_its_better_name_whatever_the_path_is(world, config, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    names = ["grub2-mkconfig", "grub-mkconfig"]
+    assert config.command(names) is None
+    world.write("/usr/sbin/grub2-mkconfig", mode=0o644)
+    world.write("/usr/sbin/grub-mkconfig", mode=0o755)
+    assert config.command(names) == f"{world.root}/usr/sbin/grub-mkconfig"
+    better = world.write("/bin/grub2-mkconfig", mode=0o755)
+    assert config.command(names) == str(better)
+
+
 def test_bad_pillars_cover_every_key(config):
     """A key that can be set has at least one fixture that sets it wrongly."""
     told = "\n".join(fault for path in BAD for fault in read(path)["faults"])

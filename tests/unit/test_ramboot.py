@@ -61,11 +61,11 @@ class System:
         world.salt["ramboot_swap.active"] = lambda: self.swaps
         world.salt["cmd.run_all"] = self.run
         self.xen = {"retcode": 1, "stdout": "", "stderr": "xencall: error"}
-        world.salt["cmd.which"] = lambda tool: f"/usr/bin/{tool}"
+        world.write("/usr/sbin/xl", mode=0o755)
         self.write()
 
     def run(self, command, python_shell=None, env=None):
-        if command == ["xl", "info"]:
+        if command == [f"{self.world.root}/usr/sbin/xl", "info"]:
             return self.xen
         assert command[0] == "lvs"
         good = {"stdout": json.dumps({"report": [{"lv": self.volumes}]})}
@@ -422,7 +422,7 @@ def test_plan_does_without_xen(world, system, ramboot):
     assert ramboot.plan()["zram"]["available_bytes"] == 10 * GIB * 95 // 100
     # nothing is run that is not there, or this would be its answer
     system.xen["retcode"] = 0
-    world.salt["cmd.which"] = lambda tool: None
+    (world.root / "usr/sbin/xl").unlink()
     assert ramboot.plan()["zram"]["available_bytes"] == 10 * GIB * 95 // 100
 
 

@@ -373,7 +373,6 @@ def test_an_undo_that_left_the_entry_is_a_failure(world, states):
 def machine(world, states, monkeypatch):
     found = Machine(world)
     world.salt["cmd.run_all"] = found.run_all
-    world.salt["cmd.has_exec"] = lambda name: name == "lsinitrd"
     world.salt["ramboot_preflight.session_fault"] = lambda: None
     world.module("ramboot_initramfs")
     world.module("ramboot")
