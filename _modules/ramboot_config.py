@@ -257,6 +257,24 @@ def load(pillar: dict[str, Any] | None = None) -> dict[str, Any]:
     return plain
 
 
+def backends(settings: dict[str, Any] | None = None) -> list[str]:
+    """Return the backends that the pillar names: as mode, at the prompt, or in the menu.
+
+    settings
+        as `load` returns them. Default: the minion's, with the errors of `load`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.backends
+    """
+    settings = settings or load()
+    boot = settings["boot"]
+    named = _naming(boot["mode"], boot["backend"], settings["grub"]["entries"])
+    return sorted({backend for _where, backend in named})
+
+
 def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
     """Check each key on its own, so that one run tells all."""
     known = defaults()
@@ -293,16 +311,20 @@ def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[st
     """Backends that can't run with the disk policy; each value on its own is allowed."""
     if boot.disk == "attached":
         return []
-    asked = [
-        ("ramboot:boot:mode", boot.mode),
-        ("ramboot:boot:backend", boot.backend),
-        *(("ramboot:grub:entries", entry) for entry in grub.entries),
-    ]
     return [
         f"{where}: '{backend}' needs the disk; with ramboot:boot:disk '{boot.disk}' allowed: zram,"
         " tmpfs or image"
-        for where, backend in asked
+        for where, backend in _naming(boot.mode, boot.backend, grub.entries)
         if backend in need_the_disk
+    ]
+
+
+def _naming(mode: str, backend: str, entries: Iterable[str]) -> list[tuple[str, str]]:
+    """Each key of the pillar that names a backend, and which."""
+    return [
+        *([] if mode in ("ask", "off") else [("ramboot:boot:mode", mode)]),
+        ("ramboot:boot:backend", backend),
+        *(("ramboot:grub:entries", entry) for entry in entries),
     ]
 
 

@@ -83,9 +83,7 @@ def asked() -> bool:
 
         salt-call --local ramboot_image.asked
     """
-    settings = __salt__["ramboot_config.load"]()
-    boot = settings["boot"]
-    return "image" in (boot["mode"], boot["backend"], *settings["grub"]["entries"])
+    return "image" in __salt__["ramboot_config.backends"]()
 
 
 def manifest(path: str | None = None) -> dict[str, Any] | None:

@@ -221,8 +221,7 @@ def _policy_fault(layout: dict[str, Any], disk: str) -> str | None:
 
 def _backend_faults(layout: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """What a backend that the pillar names can't do with this layout, though others can."""
-    boot = settings["boot"]
-    asked = {boot["mode"], boot["backend"], *settings["grub"]["entries"]}
+    asked = __salt__["ramboot_config.backends"](settings)
     found = []
     for mount in layout["mounts"]:
         target, source = mount["target"], mount["source"] or ""

@@ -45,6 +45,14 @@ def test_a_program_is_found_by_its_better_name_whatever_the_path_is(world, confi
     assert config.command(names) == str(better)
 
 
+def test_the_backends_of_a_pillar_are_those_that_any_of_its_keys_names(world, config):
+    assert config.backends() == ["zram"]
+    world.pillar["ramboot"] = {"boot": {"mode": "image", "backend": "overlay"}}
+    assert config.backends() == ["image", "overlay", "zram"]
+    other = {"boot": {"mode": "off", "backend": "tmpfs"}, "grub": {"entries": ["snapshot"]}}
+    assert config.backends(config.load(other)) == ["snapshot", "tmpfs"]
+
+
 def test_bad_pillars_cover_every_key(config):
     """A key that can be set has at least one fixture that sets it wrongly."""
     told = "\n".join(fault for path in BAD for fault in read(path)["faults"])
