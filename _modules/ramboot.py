@@ -998,9 +998,7 @@ def _audit_qubes() -> list[dict[str, str]]:
 
 
 def _paths() -> dict[str, Any]:
-    if "ramboot.paths" not in __context__:
-        __context__["ramboot.paths"] = __salt__["ramboot_config.paths"]()
-    return __context__["ramboot.paths"]
+    return __salt__["ramboot_config.paths"]()
 
 
 def _sys() -> str:

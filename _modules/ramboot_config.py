@@ -7,6 +7,7 @@ up in files that a shell reads at boot, so whatever is not plainly allowed is re
 
 # No `from __future__ import annotations`: dataclass would look the module up in sys.modules, where
 # Salt's loader does not put it before it has run.
+import copy
 import dataclasses
 import difflib
 import fnmatch
@@ -21,9 +22,10 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 # Salt's loader sets these
 __salt__: dict[str, Any]
+__context__: dict[str, Any]
 __pillar__: dict[str, Any]
 
-# libyaml's where it is built in: the file is read many times in a run
+# libyaml's where it is built in, which is much faster
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 DEFAULTS = "salt://ramboot/defaults.yaml"
@@ -180,12 +182,7 @@ def defaults() -> dict[str, Any]:
 
         salt-call --local ramboot_config.defaults
     """
-    # The file server, not __file__: synced modules live in Salt's cache, away from the formula.
-    cached = __salt__["cp.cache_file"](DEFAULTS, saltenv="base")
-    if not cached:
-        raise CommandExecutionError(f"{DEFAULTS} is not in file_roots of env base")
-    with open(cached, encoding="utf-8") as handle:
-        return yaml.load(handle, Loader=_YAML)
+    return copy.deepcopy(_defaults())
 
 
 def paths() -> dict[str, Any]:
@@ -197,7 +194,7 @@ def paths() -> dict[str, Any]:
 
         salt-call --local ramboot_config.paths
     """
-    return defaults()["paths"]
+    return copy.deepcopy(_defaults()["paths"])
 
 
 def command(names: Iterable[str]) -> str | None:
@@ -212,7 +209,7 @@ def command(names: Iterable[str]) -> str | None:
 
         salt-call --local ramboot_config.command '[grub2-mkconfig, grub-mkconfig]'
     """
-    folders = paths()["commands"]
+    folders = _defaults()["paths"]["commands"]
     places = (os.path.join(folder, name) for name in names for folder in folders)
     return next((path for path in places if os.access(path, os.X_OK)), None)
 
@@ -275,9 +272,21 @@ def backends(settings: dict[str, Any] | None = None) -> list[str]:
     return sorted({backend for _where, backend in named})
 
 
+def _defaults() -> dict[str, Any]:
+    """Parsed once a run, and not to be changed."""
+    if DEFAULTS not in __context__:
+        # The file server, not __file__: synced modules live in Salt's cache, away from the formula.
+        cached = __salt__["cp.cache_file"](DEFAULTS, saltenv="base")
+        if not cached:
+            raise CommandExecutionError(f"{DEFAULTS} is not in file_roots of env base")
+        with open(cached, encoding="utf-8") as handle:
+            __context__[DEFAULTS] = yaml.load(handle, Loader=_YAML)
+    return __context__[DEFAULTS]
+
+
 def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
     """Check each key on its own, so that one run tells all."""
-    known = defaults()
+    known = _defaults()
     if pillar is None:
         pillar = __pillar__.get("ramboot")
     found: list[str] = []

@@ -23,9 +23,8 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-# Salt's loader sets these
+# Salt's loader sets it
 __salt__: dict[str, Any]
-__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_initramfs"
 
@@ -512,9 +511,7 @@ def _undo_one(image: str, step: dict[str, Any]) -> None:
 
 
 def _paths() -> dict[str, Any]:
-    if "ramboot_initramfs.paths" not in __context__:
-        __context__["ramboot_initramfs.paths"] = __salt__["ramboot_config.paths"]()
-    return __context__["ramboot_initramfs.paths"]
+    return __salt__["ramboot_config.paths"]()
 
 
 def _kernels() -> list[str]:

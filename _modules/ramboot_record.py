@@ -25,9 +25,8 @@ from typing import IO, Any, BinaryIO
 
 from salt.exceptions import CommandExecutionError
 
-# Salt's loader sets these
+# Salt's loader sets it
 __salt__: dict[str, Any]
-__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_record"
 
@@ -634,10 +633,7 @@ def lock(path: str, refusal: str) -> IO[str]:
 
 
 def _paths() -> dict[str, Any]:
-    # once a run: each question here asks for the paths, and parsing YAML is slow
-    if "ramboot_record.paths" not in __context__:
-        __context__["ramboot_record.paths"] = __salt__["ramboot_config.paths"]()
-    return __context__["ramboot_record.paths"]
+    return __salt__["ramboot_config.paths"]()
 
 
 def _directory() -> str:

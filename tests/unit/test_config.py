@@ -53,6 +53,18 @@ def test_the_backends_of_a_pillar_are_those_that_any_of_its_keys_names(world, co
     assert config.backends(config.load(other)) == ["snapshot", "tmpfs"]
 
 
+def test_defaults_are_parsed_once_and_nobody_can_spoil_them(world, config):
+    asked = []
+    world.salt["cp.cache_file"] = lambda *path, **env: asked.append(path) or world.cache_file(*path)
+    config.defaults()["paths"].clear()
+    config.defaults()["ramboot"]["qubes"]["templates"]["mine"] = {}
+    config.paths()["commands"].clear()
+    config.load()["qubes"]["app_qubes"]["mine"] = {}
+    assert config.paths() == world.paths
+    assert config.load()["qubes"]["templates"] == config.load()["qubes"]["app_qubes"] == {}
+    assert asked == [("salt://ramboot/defaults.yaml",)]
+
+
 def test_bad_pillars_cover_every_key(config):
     """A key that can be set has at least one fixture that sets it wrongly."""
     told = "\n".join(fault for path in BAD for fault in read(path)["faults"])
