@@ -371,9 +371,7 @@ def _check(where: str, value: Any, rule: dict[str, Any], known: dict, found: lis
         good, wanted = _is_one_of(value, rule["of"]), _one_of(rule["of"])
     else:
         good, wanted = _is_whole(value, rule), _whole(rule)
-    if _is_one_of(value, rule.get("later", [])):
-        found.append(f"{where}: {_show(value)} is not available in this version; allowed: {wanted}")
-    elif not good:
+    if not good:
         found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
     return value
 
@@ -415,11 +413,7 @@ def _choices(where: str, value: Any, rule: dict[str, Any], found: list[str]) -> 
         found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
         return ()
     for item in value:
-        if _is_one_of(item, rule.get("later", [])):
-            found.append(
-                f"{where}: {_show(item)} is not available in this version; allowed: {wanted}"
-            )
-        elif not _is_one_of(item, rule["of"]):
+        if not _is_one_of(item, rule["of"]):
             found.append(f"{where}: {_show(item)} is not allowed; allowed: {wanted}")
         elif value.count(item) > 1 and f"{where}: {_show(item)} is listed twice" not in found:
             found.append(f"{where}: {_show(item)} is listed twice")

@@ -24,7 +24,6 @@ __salt__: dict[str, Any]
 
 __virtualname__ = "ramboot_qubes_audit"
 
-MIB = 1 << 20
 COPIES = ("zram", "tmpfs", "image")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
