@@ -140,9 +140,11 @@ def state(root: str | None = None) -> dict[str, str]:
     root
         its directory. Default: /.
 
-    Returns {"packages" (databases of packages, kernels), "configuration" (each entry of /etc),
-    "programs" (directories of /usr, each entry of /usr/local and /opt), "qubes" (names in
-    qubes.xml, root volumes of templates on the root): SHA-256 of names, sizes and times}.
+    Returns {"packages" (databases of packages, kernels), "configuration" (each entry of /etc but
+    what a boot or the start of a qube writes), "programs" (directories of /usr, each entry of
+    /usr/local and /opt), "qubes" (lines of qubes.xml without disposables and what qubesd notes by
+    itself, firewall.xml of each qube, root.img of templates on the root): SHA-256 of the lines, and
+    of each file's and directory's name, size and times}.
 
     Raises CommandExecutionError when something can't be read.
 
@@ -442,6 +444,9 @@ def in_background() -> dict[str, Any]:
 def at_shutdown() -> dict[str, Any]:
     """
     What ramboot-image-shutdown.service runs when it is stopped: as `in_background`.
+
+    Returns as that does. Raises what it raises, and SystemExit when the unit's time ends, after it
+    was said that the old image stays.
 
     CLI Example:
 

@@ -481,9 +481,11 @@ def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 def _left_over(
     pools: dict[str, dict[str, str]], strict: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is of qubes that are no more; and what bears the name of one that is there and does not
-    have it, which is not plainly of one that is no more. What may be deleted is told by a list that
-    stays the same: if strict, a qube that ends meanwhile is an error.
+    """Two lists: what bears the name of a qube that is no more, and may be deleted; and what bears
+    the name of one that is there, though that does not have it.
+
+    strict: a qube that ends meanwhile is an error, for what may be deleted must be told by one list
+    of qubes. Else such a qube is one that is no more.
     """
     listed = __salt__["ramboot_qubesadmin.qubes"]()
     volumes = _volumes_of(listed, strict)

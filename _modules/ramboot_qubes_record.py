@@ -36,9 +36,9 @@ def read() -> dict[str, Any]:
     marked, what qubesd was asked for, {"class", "label", "template", "pools": {volume: pool},
     "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
-    "pci", "key", "old", "new", "was": [what it was to become before, while "new" may not have been
-    reached]}], "pools": [names that we added], "folders": {pool: [directories
-    that were not there before]}}; all empty when there is no record.
+    "pci" | "firewall", "key", "old", "new", "was": [what it was to become before, while "new" may
+    not have been reached]}], "pools": [names that we added], "folders": {pool: [directories that
+    were not there before]}}; all empty when there is no record.
 
     Raises CommandExecutionError when the file can't be understood.
 

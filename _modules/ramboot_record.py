@@ -145,6 +145,9 @@ def look(path: str) -> dict[str, Any] | None:
     """
     Hash, mode and owner of a file, recorded or not.
 
+    path
+        absolute path.
+
     Returns {"sha256": str, "mode": "0644", "uid": int, "gid": int}; None when there is no regular
     file (a symbolic link is none).
 
@@ -218,6 +221,9 @@ def judge(
 def original_fault(path: str) -> str | None:
     """
     Why the original of `path` can't be put back; None when it can, or nothing was there.
+
+    path
+        absolute path of a file.
 
     Raises CommandExecutionError when record.json can't be understood.
 
@@ -300,6 +306,8 @@ def intend(path: str, sha256: str) -> None:
     """
     Note the hash of what is about to be written to `path`, before the write.
 
+    path
+        absolute path of a file that was kept.
     sha256
         hexadecimal SHA-256 of the new content.
 
@@ -327,6 +335,9 @@ def intend(path: str, sha256: str) -> None:
 def seal(path: str) -> str:
     """
     Note the hash of what we have just written to `path`, once it is on the disk.
+
+    path
+        absolute path of a file that was kept.
 
     Returns the SHA-256. Raises CommandExecutionError when `path` was not kept first, is not
     there, or does not hold what was intended.
@@ -362,6 +373,9 @@ def restore(path: str) -> dict[str, str]:
     A file that somebody changed or deleted since stays as it is and leaves the record; its
     original moves to `left/`. Directories that we made are removed when they are empty.
 
+    path
+        absolute path of a file; of one that is not recorded nothing is changed.
+
     Returns what was done, as `outcome`. Raises CommandExecutionError when the stored original is
     missing or damaged; nothing is changed then.
 
@@ -392,8 +406,12 @@ def forget(path: str) -> bool:
     """
     Drop `path` from the record together with its stored original; the file itself stays.
 
-    Also removes those of the directories we made that are empty by now. Returns whether anything
-    was recorded.
+    Also removes those of the directories we made that are empty by now.
+
+    path
+        absolute path of a file.
+
+    Returns whether anything was recorded.
 
     Raises CommandExecutionError when record.json can't be understood, OSError when it can't be
     written.

@@ -61,6 +61,14 @@ def installed(
         template engine (`jinja`) and its variables. Default: the source as it is.
     makedirs
         make missing directories, mode 0755.
+
+    .. code-block:: yaml
+
+        ramboot-command:
+          ramboot.installed:
+            - name: /usr/bin/ramboot
+            - source: salt://ramboot/session/files/ramboot
+            - mode: '0755'
     """
     ret = _ret(name)
     try:
@@ -110,6 +118,12 @@ def restored(name: str) -> dict[str, Any]:
 
     name
         absolute path of the file.
+
+    .. code-block:: yaml
+
+        ramboot-command-absent:
+          ramboot.restored:
+            - name: /usr/bin/ramboot
     """
     ret = _ret(name)
     try:
@@ -140,6 +154,16 @@ def initramfs_room(name: str, files: list[dict[str, str]] | None = None) -> dict
     files
         What each image holds and this run may change: {"name", "source", "template"}, as of
         `installed`.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-room:
+          ramboot.initramfs_room:
+            - name: room in /boot
+            - files:
+              - name: /etc/ramboot/ramboot.conf
+                source: salt://ramboot/initramfs/files/ramboot.conf.j2
+                template: jinja
     """
     ret = _ret(name)
     try:
@@ -158,6 +182,12 @@ def initramfs_current(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-current:
+          ramboot.initramfs_current:
+            - name: initramfs of each kernel
     """
     ret = _ret(name)
     changes: dict[str, Any] = {}
@@ -201,6 +231,12 @@ def module_not_asked_for(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-not-asked-for:
+          ramboot.module_not_asked_for:
+            - name: dracut's configuration
     """
     ret = _ret(name)
     try:
@@ -220,6 +256,12 @@ def initramfs_restored(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-restored:
+          ramboot.initramfs_restored:
+            - name: initramfs of each kernel
     """
     ret = _ret(name)
     changes: dict[str, Any] = {}
@@ -249,6 +291,12 @@ def record_closed(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-record-closed:
+          ramboot.record_closed:
+            - name: record of originals
     """
     ret = _ret(name)
     try:
