@@ -635,9 +635,10 @@ def _machine_bytes() -> int | None:
     """The machine's RAM, which no dom0_mem can exceed: `total_memory` of `xl info`, in MiB (Xen,
     tools/xl/xl_info.c). None where that can't be told, as without Xen.
     """
-    if not __salt__["cmd.which"]("xl"):
+    xl = __salt__["ramboot_config.command"](["xl"])
+    if not xl:
         return None
-    done = __salt__["cmd.run_all"](["xl", "info"], python_shell=False, env={"LC_ALL": "C"})
+    done = __salt__["cmd.run_all"]([xl, "info"], python_shell=False, env={"LC_ALL": "C"})
     found = re.search(r"^total_memory\s*:\s*([0-9]+)$", done["stdout"], re.MULTILINE)
     return int(found[1]) * MIB if done["retcode"] == 0 and found else None
 
@@ -834,7 +835,7 @@ def _audit_mounts() -> list[dict[str, str]]:
                 places.append(_place(where, what, "ram"))
         else:
             below = backing(mount["source"])
-            verdict = {"ram": "ram", "disk": "disk", "sealed": "ram"}.get(below, "unknown")
+            verdict = __salt__["ramboot_audit.of_backing"](below)
             if below == "disk" and not mount["writable"]:
                 # mounting alone can write: journal, thin pool
                 verdict = "trace"
@@ -868,12 +869,11 @@ def _audit_swap() -> list[dict[str, str]]:
         found = [swap for swap in found if not _beside_layer(swap["name"])]
     if not found:
         return [_place("swap", "none is active", "ram")]
-    verdicts = {"ram": "ram", "disk": "disk", "sealed": "ram"}
     return [
         _place(
             f"swap {swap['name']}",
             f"{swap['type']}, {_mib(swap['used_bytes'])} used",
-            verdicts.get(_swap_lies_on(swap), "unknown"),
+            __salt__["ramboot_audit.of_backing"](_swap_lies_on(swap)),
         )
         for swap in found
     ]
@@ -998,9 +998,7 @@ def _audit_qubes() -> list[dict[str, str]]:
 
 
 def _paths() -> dict[str, Any]:
-    if "ramboot.paths" not in __context__:
-        __context__["ramboot.paths"] = __salt__["ramboot_config.paths"]()
-    return __context__["ramboot.paths"]
+    return __salt__["ramboot_config.paths"]()
 
 
 def _sys() -> str:

@@ -10,6 +10,7 @@ import datetime
 import glob
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -19,12 +20,15 @@ __salt__: dict[str, Any]
 
 __virtualname__ = "ramboot_audit"
 
+# The worst first.
 VERDICTS = ("disk", "unknown", "trace", "ram")
 # What ramboot.backing may say of a device to which nothing is written that stays.
 HARMLESS = ("ram", "sealed")
 # Names of devices that are memory (Linux: Documentation/admin-guide/devices.txt).
 IN_MEMORY = ("zram", "ram")
-_LVS = ["lvs", "--reportformat", "json", "--options", "vg_name,lv_name,lv_time"]
+_LV_FIELDS = ("vg_name", "lv_name", "pool_lv", "lv_size", "lv_time")
+_LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
+        ",".join(_LV_FIELDS)]  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -54,7 +58,11 @@ def disks(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
     for name in sorted(os.listdir(top)) if os.path.isdir(top) else []:
         folder = f"{top}/{name}"
         kind = name.rstrip("0123456789")
-        if kind in IN_MEMORY or os.path.exists(f"{folder}/partition") or _names(f"{folder}/slaves"):
+        if (
+            kind in IN_MEMORY
+            or os.path.exists(f"{folder}/partition")
+            or _listdir(f"{folder}/slaves")
+        ):
             continue
         size = int(_read(f"{folder}/size") or 0) * 512
         if not size:
@@ -88,7 +96,8 @@ def names() -> list[dict[str, str]]:
 
     Returns rows as `ramboot.audit` does, one for each volume group that is active on a disk.
 
-    Raises CommandExecutionError or ValueError when LVM does not answer or can't be understood.
+    Raises CommandExecutionError as `volumes` and `booted` do, ValueError when a time can't be
+    understood.
 
     CLI Example:
 
@@ -98,12 +107,9 @@ def names() -> list[dict[str, str]]:
     """
     if not _lvm_on_disk():
         return []
-    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
     began = booted()
     made: dict[str, list[str]] = {}
-    for volume in json.loads(done["stdout"])["report"][0]["lv"]:
+    for volume in volumes():
         group = made.setdefault(volume["vg_name"], [])
         when = datetime.datetime.strptime(volume["lv_time"], "%Y-%m-%d %H:%M:%S %z")
         if when.timestamp() >= began:
@@ -114,6 +120,31 @@ def names() -> list[dict[str, str]]:
         )
         for group, found in sorted(made.items())
     ]
+
+
+def volumes() -> list[dict[str, str]]:
+    """
+    Every logical volume that LVM sees.
+
+    Returns for each {"vg_name", "lv_name", "pool_lv" (empty where it is not thin), "lv_size" (in
+    bytes), "lv_time" (when it was made, as 2026-11-25 01:00:00 +0000)}, all text.
+
+    Raises CommandExecutionError when LVM does not answer or can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_audit.volumes
+    """
+    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
+    if done["retcode"] != 0:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
+    try:
+        listed = json.loads(done["stdout"])["report"][0]["lv"]
+        return [{field: volume[field] for field in _LV_FIELDS} for volume in listed]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error!r}") from error
 
 
 def files(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -136,10 +167,46 @@ def files(mounts: list[dict[str, Any]]) -> list[dict[str, str]]:
         if not os.path.isdir(path):
             continue
         mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(path), mounts)
-        below = __salt__["ramboot.backing"](mount["source"])
-        kind = "ram" if below in HARMLESS else below if below in VERDICTS else "unknown"
+        kind = of_backing(__salt__["ramboot.backing"](mount["source"]))
         rows.append(_row(f"files in {path}", f"on {mount['source']} ({mount['target']})", kind))
     return rows
+
+
+def of_backing(kind: str) -> str:
+    """
+    The verdict on what is written to a device.
+
+    kind
+        as `ramboot.backing` returns it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_audit.of_backing sealed
+    """
+    if kind in HARMLESS:
+        return "ram"
+    return kind if kind == "disk" else "unknown"
+
+
+def worst(verdicts: Iterable[str], of_none: str = "unknown") -> str:
+    """
+    The worst of some verdicts.
+
+    verdicts
+        as rows of `ramboot.audit` have them.
+    of_none
+        what to return where there is none. Default: unknown.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_audit.worst '[ram, trace]'
+    """
+    found = set(verdicts)
+    return next((kind for kind in VERDICTS if kind in found), of_none)
 
 
 def verdict(rows: list[dict[str, str]]) -> dict[str, str]:
@@ -158,9 +225,10 @@ def verdict(rows: list[dict[str, str]]) -> dict[str, str]:
         salt-call --local ramboot_audit.verdict '[{place: /, finding: x, verdict: ram}]'
     """
     count = {kind: sum(row["verdict"] == kind for row in rows) for kind in VERDICTS}
-    worst = next((kind for kind in VERDICTS if count[kind]), "unknown")
     told = f"{count['disk']} on a disk, {count['trace']} can leave a trace, {count['unknown']}"
-    return _row("all", f"{told} not known, {count['ram']} in RAM", worst)
+    return _row(
+        "all", f"{told} not known, {count['ram']} in RAM", worst(row["verdict"] for row in rows)
+    )
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -234,7 +302,8 @@ def _users(top: str, disk: str, mounts: list[dict[str, Any]]) -> list[str]:
             and os.path.basename(os.path.realpath(mount["source"])) == part
         ]
         found += [
-            _read(f"{top}/{holder}/dm/name") or holder for holder in _names(f"{top}/{part}/holders")
+            _read(f"{top}/{holder}/dm/name") or holder
+            for holder in _listdir(f"{top}/{part}/holders")
         ]
     return found
 
@@ -247,7 +316,7 @@ def _lvm_on_disk() -> bool:
     )
 
 
-def _names(folder: str) -> list[str]:
+def _listdir(folder: str) -> list[str]:
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 

@@ -7,11 +7,14 @@ up in files that a shell reads at boot, so whatever is not plainly allowed is re
 
 # No `from __future__ import annotations`: dataclass would look the module up in sys.modules, where
 # Salt's loader does not put it before it has run.
+import copy
 import dataclasses
 import difflib
 import fnmatch
 import ipaddress
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -19,9 +22,10 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 # Salt's loader sets these
 __salt__: dict[str, Any]
+__context__: dict[str, Any]
 __pillar__: dict[str, Any]
 
-# libyaml's where it is built in: the file is read many times in a run
+# libyaml's where it is built in, which is much faster
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 DEFAULTS = "salt://ramboot/defaults.yaml"
@@ -178,12 +182,7 @@ def defaults() -> dict[str, Any]:
 
         salt-call --local ramboot_config.defaults
     """
-    # The file server, not __file__: synced modules live in Salt's cache, away from the formula.
-    cached = __salt__["cp.cache_file"](DEFAULTS, saltenv="base")
-    if not cached:
-        raise CommandExecutionError(f"{DEFAULTS} is not in file_roots of env base")
-    with open(cached, encoding="utf-8") as handle:
-        return yaml.load(handle, Loader=_YAML)
+    return copy.deepcopy(_defaults())
 
 
 def paths() -> dict[str, Any]:
@@ -195,7 +194,24 @@ def paths() -> dict[str, Any]:
 
         salt-call --local ramboot_config.paths
     """
-    return defaults()["paths"]
+    return copy.deepcopy(_defaults()["paths"])
+
+
+def command(names: Iterable[str]) -> str | None:
+    """Return where a program is, whatever PATH Salt was started with; None where it is not.
+
+    names
+        those that it may have, the better one first.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.command '[grub2-mkconfig, grub-mkconfig]'
+    """
+    folders = _defaults()["paths"]["commands"]
+    places = (os.path.join(folder, name) for name in names for folder in folders)
+    return next((path for path in places if os.access(path, os.X_OK)), None)
 
 
 def faults(pillar: dict[str, Any] | None = None) -> list[str]:
@@ -238,9 +254,39 @@ def load(pillar: dict[str, Any] | None = None) -> dict[str, Any]:
     return plain
 
 
+def backends(settings: dict[str, Any] | None = None) -> list[str]:
+    """Return the backends that the pillar names: as mode, at the prompt, or in the menu.
+
+    settings
+        as `load` returns them. Default: the minion's, with the errors of `load`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_config.backends
+    """
+    settings = settings or load()
+    boot = settings["boot"]
+    named = _naming(boot["mode"], boot["backend"], settings["grub"]["entries"])
+    return sorted({backend for _where, backend in named})
+
+
+def _defaults() -> dict[str, Any]:
+    """Parsed once a run, and not to be changed."""
+    if DEFAULTS not in __context__:
+        # The file server, not __file__: synced modules live in Salt's cache, away from the formula.
+        cached = __salt__["cp.cache_file"](DEFAULTS, saltenv="base")
+        if not cached:
+            raise CommandExecutionError(f"{DEFAULTS} is not in file_roots of env base")
+        with open(cached, encoding="utf-8") as handle:
+            __context__[DEFAULTS] = yaml.load(handle, Loader=_YAML)
+    return __context__[DEFAULTS]
+
+
 def _parse(pillar: Any) -> tuple[Settings | None, list[str]]:
     """Check each key on its own, so that one run tells all."""
-    known = defaults()
+    known = _defaults()
     if pillar is None:
         pillar = __pillar__.get("ramboot")
     found: list[str] = []
@@ -274,16 +320,20 @@ def _contradictions(boot: Boot, grub: Grub, need_the_disk: list[str]) -> list[st
     """Backends that can't run with the disk policy; each value on its own is allowed."""
     if boot.disk == "attached":
         return []
-    asked = [
-        ("ramboot:boot:mode", boot.mode),
-        ("ramboot:boot:backend", boot.backend),
-        *(("ramboot:grub:entries", entry) for entry in grub.entries),
-    ]
     return [
         f"{where}: '{backend}' needs the disk; with ramboot:boot:disk '{boot.disk}' allowed: zram,"
         " tmpfs or image"
-        for where, backend in asked
+        for where, backend in _naming(boot.mode, boot.backend, grub.entries)
         if backend in need_the_disk
+    ]
+
+
+def _naming(mode: str, backend: str, entries: Iterable[str]) -> list[tuple[str, str]]:
+    """Each key of the pillar that names a backend, and which."""
+    return [
+        *([] if mode in ("ask", "off") else [("ramboot:boot:mode", mode)]),
+        ("ramboot:boot:backend", backend),
+        *(("ramboot:grub:entries", entry) for entry in entries),
     ]
 
 
@@ -321,9 +371,7 @@ def _check(where: str, value: Any, rule: dict[str, Any], known: dict, found: lis
         good, wanted = _is_one_of(value, rule["of"]), _one_of(rule["of"])
     else:
         good, wanted = _is_whole(value, rule), _whole(rule)
-    if _is_one_of(value, rule.get("later", [])):
-        found.append(f"{where}: {_show(value)} is not available in this version; allowed: {wanted}")
-    elif not good:
+    if not good:
         found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
     return value
 
@@ -365,11 +413,7 @@ def _choices(where: str, value: Any, rule: dict[str, Any], found: list[str]) -> 
         found.append(f"{where}: {_show(value)} is not allowed; allowed: {wanted}")
         return ()
     for item in value:
-        if _is_one_of(item, rule.get("later", [])):
-            found.append(
-                f"{where}: {_show(item)} is not available in this version; allowed: {wanted}"
-            )
-        elif not _is_one_of(item, rule["of"]):
+        if not _is_one_of(item, rule["of"]):
             found.append(f"{where}: {_show(item)} is not allowed; allowed: {wanted}")
         elif value.count(item) > 1 and f"{where}: {_show(item)} is listed twice" not in found:
             found.append(f"{where}: {_show(item)} is listed twice")

@@ -1021,7 +1021,7 @@ def _check_next_entry(path: str) -> None:
             f"{grubenv} is missing or not 1024 bytes long; create it with: "
             f"{os.path.basename(_command('editenv'))} {grubenv} create"
         )
-    probe = _find_command(_PROBE)
+    probe = __salt__["ramboot_config.command"](_PROBE)
     if probe is None:
         return
     for target in ("abstraction", "fs"):
@@ -1041,18 +1041,10 @@ def _paths() -> dict[str, Any]:
     return __salt__["ramboot_config.paths"]()
 
 
-def _find_command(names: list[str] | tuple[str, ...]) -> str | None:
-    for name in names:
-        for directory in _paths()["commands"]:
-            if os.access(os.path.join(directory, name), os.X_OK):
-                return os.path.join(directory, name)
-    return None
-
-
 def _command(what: str) -> str:
     """`what`: a key of `paths` that lists the names of a command."""
     names = _paths()[what]
-    found = _find_command(names)
+    found = __salt__["ramboot_config.command"](names)
     if not found:
         raise CommandExecutionError(f"not installed: {' or '.join(names)}")
     return found

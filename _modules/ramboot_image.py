@@ -83,9 +83,7 @@ def asked() -> bool:
 
         salt-call --local ramboot_image.asked
     """
-    settings = __salt__["ramboot_config.load"]()
-    boot = settings["boot"]
-    return "image" in (boot["mode"], boot["backend"], *settings["grub"]["entries"])
+    return "image" in __salt__["ramboot_config.backends"]()
 
 
 def manifest(path: str | None = None) -> dict[str, Any] | None:
@@ -142,9 +140,11 @@ def state(root: str | None = None) -> dict[str, str]:
     root
         its directory. Default: /.
 
-    Returns {"packages" (databases of packages, kernels), "configuration" (each entry of /etc),
-    "programs" (directories of /usr, each entry of /usr/local and /opt), "qubes" (names in
-    qubes.xml, root volumes of templates on the root): SHA-256 of names, sizes and times}.
+    Returns {"packages" (databases of packages, kernels), "configuration" (each entry of /etc but
+    what a boot or the start of a qube writes), "programs" (directories of /usr, each entry of
+    /usr/local and /opt), "qubes" (lines of qubes.xml without disposables and what qubesd notes by
+    itself, firewall.xml of each qube, root.img of templates on the root): SHA-256 of the lines, and
+    of each file's and directory's name, size and times}.
 
     Raises CommandExecutionError when something can't be read.
 
@@ -215,7 +215,7 @@ def impediments(layout: dict[str, Any] | None = None) -> list[str]:
         f"the backend image needs {program}, which is not installed; in dom0:"
         f" sudo qubes-dom0-update {package}"
         for program, package in needed.items()
-        if not _installed(program)
+        if not __salt__["ramboot_config.command"]([program])
     ]
     if not _on_btrfs(layout) and layout["kind"] != "lvm-thin":
         found.append(
@@ -311,8 +311,7 @@ def verify() -> dict[str, dict[str, Any]]:
     """
     The image against its recorded hash.
 
-    Returns {path: {"expected", "actual": SHA-256 or None, "mode", "owner", "verdict": "good" |
-    "changed" | "missing" | "wrong mode" | "wrong owner"}}, empty where there is no image.
+    Returns {path: as `ramboot_record.judge` has it}, empty where there is no image.
 
     Raises CommandExecutionError when the manifest can't be understood.
 
@@ -326,24 +325,8 @@ def verify() -> dict[str, dict[str, Any]]:
     if recorded is None:
         return {}
     path = os.path.join(_directory(), recorded["file"])
-    found: dict[str, Any] = {"expected": recorded["sha256"], "actual": None}
-    try:
-        info = os.stat(path)
-    except FileNotFoundError:
-        return {path: {**found, "mode": None, "owner": None, "verdict": "missing"}}
-    found["actual"] = _hashes(path, MIB)[0]
-    found["mode"] = f"{stat_module.S_IMODE(info.st_mode):04o}"
-    found["owner"] = (
-        "root:root" if (info.st_uid, info.st_gid) == (0, 0) else (f"{info.st_uid}:{info.st_gid}")
-    )
-    verdict = "good"
-    if found["actual"] != found["expected"]:
-        verdict = "changed"
-    elif found["mode"] != IMAGE_MODE:
-        verdict = "wrong mode"
-    elif found["owner"] != "root:root":
-        verdict = "wrong owner"
-    return {path: {**found, "verdict": verdict}}
+    found = __salt__["ramboot_record.look"](path)
+    return {path: __salt__["ramboot_record.judge"](found, recorded["sha256"], IMAGE_MODE)}
 
 
 def remains() -> list[str]:
@@ -461,6 +444,9 @@ def in_background() -> dict[str, Any]:
 def at_shutdown() -> dict[str, Any]:
     """
     What ramboot-image-shutdown.service runs when it is stopped: as `in_background`.
+
+    Returns as that does. Raises what it raises, and SystemExit when the unit's time ends, after it
+    was said that the old image stays.
 
     CLI Example:
 
@@ -753,7 +739,7 @@ def _snapshots() -> dict[str, list[str]]:
     name = _known()["snapshot"]
     if _on_btrfs():
         # without its program there can be none
-        if not _installed("btrfs"):
+        if not __salt__["ramboot_config.command"](["btrfs"]):
             return {}
         listed = _run(["btrfs", "subvolume", "list", "-r", "-s", ROOT])
         line = re.compile(rf"^ID (\d+) .* top level 5 .* path ({re.escape(name)}-\d+)$", re.M)
@@ -919,11 +905,6 @@ def _run(command: list[str]) -> str:
         name = "mksquashfs" if "mksquashfs" in command else command[0]
         raise CommandExecutionError(f"{name} failed ({done['retcode']}): {' '.join(said[-3:])}")
     return done["stdout"]
-
-
-def _installed(program: str) -> bool:
-    folders = _paths()["commands"]
-    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in folders)
 
 
 def _boot_script(name: str) -> str:

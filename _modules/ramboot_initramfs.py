@@ -23,9 +23,8 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-# Salt's loader sets these
+# Salt's loader sets it
 __salt__: dict[str, Any]
-__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_initramfs"
 
@@ -190,10 +189,8 @@ def verify() -> dict[str, Any]:
 
     Expected hashes come from the manifest (static files) and from the record (rendered ones).
 
-    Returns {"disk": {path: FILE}, "initramfs": {image: {path: FILE}}, "faults": [sentences]} with
-    FILE = {"expected": SHA-256 or None, "actual": SHA-256 or None, "mode": "0644" or None,
-    "owner": "root:root" or "UID:GID" or None, "verdict": "good" | "changed" | "missing" |
-    "unexpected" | "wrong mode" | "wrong owner"}. Image paths are without a leading slash. One
+    Returns {"disk": {path: FILE}, "initramfs": {image: {path: FILE}}, "faults": [sentences]}; FILE
+    as `ramboot_record.judge` has it. Image paths are without a leading slash. One
     `lsinitrd --unpack` per image.
 
     Raises CommandExecutionError when the module isn't installed or an image can't be read.
@@ -206,8 +203,9 @@ def verify() -> dict[str, Any]:
     """
     disk, inside = _expected()
     report: dict[str, Any] = {"disk": {}, "initramfs": {}, "faults": []}
-    for path, (sha256, mode) in sorted(disk.items()):
-        report["disk"][path] = _judge((sha256, mode), _look(path))
+    look, judge = __salt__["ramboot_record.look"], __salt__["ramboot_record.judge"]
+    for path, wanted in sorted(disk.items()):
+        report["disk"][path] = judge(look(path), *wanted)
     # as in a RAM session: an image that was not looked at is not good
     if fault := boot_fault():
         report["faults"].append(f"no initramfs was looked at: {fault}")
@@ -219,7 +217,7 @@ def verify() -> dict[str, Any]:
         found = look_inside(image, kernel)["files"]
         ours = {path for path in found if path.startswith("usr/lib/ramboot/")} - GENERATED
         report["initramfs"][image] = {
-            path: _judge(inside.get(path, UNKNOWN), found.get(path))
+            path: judge(found.get(path), *inside.get(path, UNKNOWN))
             for path in sorted(set(inside) | ours)
         }
     for place in [report["disk"], *report["initramfs"].values()]:
@@ -241,7 +239,7 @@ def look_inside(image: str, kernel: str) -> dict[str, Any]:
     kernel
         the version whose modules it should hold.
 
-    Returns {"files": {path: {"sha256", "mode", "owner"}} (each file of ours), "modules":
+    Returns {"files": {path: as `ramboot_record.look` has it} (each file of ours), "modules":
     [dracut modules], "programs": [those of LUKS and LVM, by name], "kernel": bool}.
 
     Raises CommandExecutionError when it can't be unpacked or no dracut made it.
@@ -269,11 +267,12 @@ def look_inside(image: str, kernel: str) -> dict[str, Any]:
             )
         with open(os.path.join(scratch, lists[0]), encoding="utf-8") as source:
             modules = source.read().split()
+        look = __salt__["ramboot_record.look"]
         return {
             "files": {
                 path: found
                 for path in paths
-                if "ramboot" in path and (found := _look(os.path.join(scratch, path)))
+                if "ramboot" in path and (found := look(os.path.join(scratch, path)))
             },
             "modules": sorted(modules),
             "programs": sorted({os.path.basename(path) for path in paths} & PROGRAMS),
@@ -372,7 +371,7 @@ def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
     """What undo does with an image that is not the one we built."""
     left = __salt__["ramboot_record.outcome"](image)["comment"]
     # without lsinitrd there is no dracut, so nothing that could have put our module in
-    if not os.path.isfile(image) or not __salt__["cmd.has_exec"]("lsinitrd"):
+    if not os.path.isfile(image) or not __salt__["ramboot_config.command"](["lsinitrd"]):
         stamp = None
     else:
         try:
@@ -512,9 +511,7 @@ def _undo_one(image: str, step: dict[str, Any]) -> None:
 
 
 def _paths() -> dict[str, Any]:
-    if "ramboot_initramfs.paths" not in __context__:
-        __context__["ramboot_initramfs.paths"] = __salt__["ramboot_config.paths"]()
-    return __context__["ramboot_initramfs.paths"]
+    return __salt__["ramboot_config.paths"]()
 
 
 def _kernels() -> list[str]:
@@ -594,7 +591,7 @@ def _wanted() -> tuple[dict[str, str], str | None]:
         return {}, f"the dracut module is not installed: {_paths()['dracut_manifest']} is missing"
     wanted = {}
     for line in [*manifest, (None, None, _paths()["boot_conf"], CONF_INSIDE)]:
-        found = _look(line[2])
+        found = __salt__["ramboot_record.look"](line[2])
         if found is None:
             return {}, f"{line[2]} is missing on disk"
         if line[3] is not None:
@@ -844,49 +841,6 @@ def _expected() -> tuple[dict[str, Expected], dict[str, Expected]]:
             disk[path] = (entry["sealed"] or entry["intended"], None)
     inside[CONF_INSIDE] = disk[conf]
     return disk, inside
-
-
-def _judge(wanted: Expected, found: dict[str, Any] | None) -> dict[str, Any]:
-    sha256, mode = wanted
-    if found is None:
-        return {
-            "expected": sha256,
-            "actual": None,
-            "mode": None,
-            "owner": None,
-            "verdict": "missing",
-        }
-    if sha256 is None:
-        verdict = "unexpected"
-    elif found["sha256"] != sha256:
-        verdict = "changed"
-    # of a file whose mode is not in the manifest: that nobody but root can change it
-    elif int(found["mode"], 8) & 0o022 if mode is None else found["mode"] != mode:
-        verdict = "wrong mode"
-    elif found["owner"] != "root:root":
-        verdict = "wrong owner"
-    else:
-        verdict = "good"
-    return {
-        "expected": sha256,
-        "actual": found["sha256"],
-        "mode": found["mode"],
-        "owner": found["owner"],
-        "verdict": verdict,
-    }
-
-
-def _look(path: str) -> dict[str, Any] | None:
-    """Hash, mode and owner (in words) of a regular file; None when there is none."""
-    found = __salt__["ramboot_record.look"](path)
-    if found is None:
-        return None
-    owner = (found["uid"], found["gid"])
-    return {
-        "sha256": found["sha256"],
-        "mode": found["mode"],
-        "owner": "root:root" if owner == (0, 0) else "{}:{}".format(*owner),
-    }
 
 
 def _key_of(places: dict[str, Any], wanted: Any) -> str:

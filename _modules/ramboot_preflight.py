@@ -221,8 +221,7 @@ def _policy_fault(layout: dict[str, Any], disk: str) -> str | None:
 
 def _backend_faults(layout: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """What a backend that the pillar names can't do with this layout, though others can."""
-    boot = settings["boot"]
-    asked = {boot["mode"], boot["backend"], *settings["grub"]["entries"]}
+    asked = __salt__["ramboot_config.backends"](settings)
     found = []
     for mount in layout["mounts"]:
         target, source = mount["target"], mount["source"] or ""
@@ -275,7 +274,7 @@ def _missing(paths: dict[str, Any]) -> list[str]:
     """Programs and files that the formula builds on."""
     found = []
     for names in (["dracut"], ["lsinitrd"], paths["mkconfig"], paths["script_check"]):
-        if not any(_command(name, paths["commands"]) for name in names):
+        if not __salt__["ramboot_config.command"](names):
             found.append(f"{' or '.join(names)} is not installed")
     if not any(glob.glob(pattern) for pattern in paths["xen"]):
         found.append(f"no Xen hypervisor in /boot: nothing like {' or '.join(paths['xen'])}")
@@ -288,9 +287,3 @@ def _missing(paths: dict[str, Any]) -> list[str]:
                 " supported: GRUB. If GRUB starts this system, remove that file"
             )
     return found
-
-
-def _command(name: str, folders: list[str]) -> str | None:
-    """Where the program is; independent of the PATH that Salt was started with."""
-    candidates = (os.path.join(folder, name) for folder in folders)
-    return next((path for path in candidates if os.access(path, os.X_OK)), None)

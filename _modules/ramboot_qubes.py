@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Qubes whose every volume lies in the RAM root's pool, and settings of others.
 
-Three questions: what stands in the way (`faults`), what is not as the pillar wants it (`pending`),
-what an undo would do (`undo_pending`); two actions that do what the questions listed. Everything is
-asked of qubesd (ramboot_qubesadmin), nothing is guessed from names.
+Questions: is there anything to do (`wanted`), what stands in the way (`faults`) or is worth knowing
+(`warnings`), what is not as the pillar wants it (`pending`), what it takes in RAM (`budget`), what
+an undo would do (`undo_pending`). Actions: `apply` does what `pending` lists, `undo` what
+`undo_pending` lists. Everything is asked of qubesd (ramboot_qubesadmin), nothing is guessed from
+names.
 
 A qube of ours has the feature `ramboot-made`, which holds its kind *and its own name*: disposables
 and clones inherit features (QubesOS/qubes-core-admin: qubes/vm/dispvm.py), and are not ours for
@@ -55,12 +57,14 @@ QUBE_VALUED = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm
 OF_PRELOADED = {"default_dispvm"}
 # How long qubesd may take for an empty qube: one that was made later somebody else made.
 MAKING_S = 120
-# Not at a default in a new qube that was given nothing (core: qubes/vm/*.py).
+# Properties that are never at their default, even in a qube to which nobody gave anything (core:
+# qubes/vm/*.py).
 GIVEN = ("name", "label", "template", "klass", "qid", "uuid", "dispid")
-# In a new qube all the same, as soon as qubesd has it (core: qubes/ext/admin.py, gui.py, audio.py;
-# QubesOS/qubes-desktop-linux-common: qubesappmenus/__init__.py, appmenus_init).
+# Tags that qubesd itself sets in a new qube (core: qubes/ext/admin.py, gui.py, audio.py).
 TAGS_OF_QUBESD = ("created-by-", "guivm-", "audiovm-")
-# None: whatever it is. The other: in a system without updates of qubes (core: qubes/vm/qubesvm.py).
+# Features that qubesd itself sets in a new qube, with the value; None: any value
+# (QubesOS/qubes-desktop-linux-common: qubesappmenus/__init__.py, appmenus_init). check-updates only
+# in a system without updates of qubes (core: qubes/vm/qubesvm.py).
 OF_QUBESD = {"menu-items": None, "check-updates": ""}
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
 HALTED = (("property", "template"), ("volume", "root rw"))

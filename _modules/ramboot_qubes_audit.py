@@ -24,12 +24,10 @@ __salt__: dict[str, Any]
 
 __virtualname__ = "ramboot_qubes_audit"
 
-MIB = 1 << 20
 COPIES = ("zram", "tmpfs", "image")
 CLOCK_SLACK_S = 60
 SEALED = "on the sealed disk, which refuses every write"
 OUT_OF_REACH = "out of reach"
-WORST = ("disk", "unknown", "trace", "ram")
 # What qubesd appends to a logical volume of a qube (QubesOS/qubes-core-admin:
 # qubes/storage/lvm.py, the class's docstring): a running qube's snapshot, an import, revisions.
 _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d+-back|-back)?")
@@ -37,8 +35,6 @@ _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d
 _FILE = re.compile(r"(root|private|volatile)(?:-[a-z]+)?\.img")
 # Of a qube (qubes/vm/__init__.py, validate_name).
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
-_LVS = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
-        "vg_name,lv_name,pool_lv,lv_size,lv_time"]  # fmt: skip
 
 
 def __virtual__() -> str:
@@ -108,10 +104,7 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for items, told in told_of
         for item in items
     ]
-    worst = next(
-        (kind for kind in WORST if any(row["verdict"] == kind for row in rows)),
-        "ram",
-    )
+    worst = __salt__["ramboot_audit.worst"]([row["verdict"] for row in rows], of_none="ram")
     told = f"{stateless} of {stateless + others} keep nothing outside of RAM"
     return [*rows, _row("qubes", told, worst)]
 
@@ -222,11 +215,11 @@ def _where_file(path: str, mounts: list[dict[str, Any]]) -> tuple[str, str]:
     kind = __salt__["ramboot.backing"](mount["source"])
     words = f"{real} on {mount['source']}"
     if kind == "sealed":
-        return "ram", f"{words}, {SEALED}"
+        words += f", {SEALED}"
     if mount["target"] == "/" and kind == "disk":
         # a persistent boot: say what a RAM session would make of it
         words += ", with the root in RAM in a RAM session"
-    return kind, words
+    return __salt__["ramboot_audit.of_backing"](kind), words
 
 
 def _left_verdict(item: dict[str, Any], mounts: list[dict[str, Any]]) -> str:
@@ -254,7 +247,7 @@ def _where_lvm(config: dict[str, str], mounts: list[dict[str, Any]]) -> tuple[st
         return "unknown", f"{words}, which is not active"
     if "sealed" in kinds and kinds <= {"ram", "sealed"}:
         return "ram", f"{words}, {SEALED}"
-    return next((kind for kind in ("disk", "unknown", "ram") if kind in kinds), "unknown"), words
+    return __salt__["ramboot_audit.worst"](kinds), words
 
 
 def _session(mounts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -296,7 +289,7 @@ def _is_detached(group: str, mounts: list[dict[str, Any]]) -> bool:
         return False
     if any(ours.match(name) for name in _device_mapper().values()):
         return False
-    return all(volume["vg_name"] != group for volume in _volumes())
+    return all(volume["vg_name"] != group for volume in __salt__["ramboot_audit.volumes"]())
 
 
 def _device_mapper() -> dict[str, str]:
@@ -376,7 +369,7 @@ def _qube(
         )
     if not rows:
         rows.append(_row(f"qube {name} volumes", "qubesd lists none", "unknown"))
-    worst = next(kind for kind in WORST if any(row["verdict"] == kind for row in rows))
+    worst = __salt__["ramboot_audit.worst"]([row["verdict"] for row in rows])
     told = [qube["class"], "running" if qube["running"] else "halted"]
     if qube["template"]:
         told.insert(1, f"on {qube['template']}")
@@ -488,9 +481,11 @@ def _orphans(pools: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 def _left_over(
     pools: dict[str, dict[str, str]], strict: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is of qubes that are no more; and what bears the name of one that is there and does not
-    have it, which is not plainly of one that is no more. What may be deleted is told by a list that
-    stays the same: if strict, a qube that ends meanwhile is an error.
+    """Two lists: what bears the name of a qube that is no more, and may be deleted; and what bears
+    the name of one that is there, though that does not have it.
+
+    strict: a qube that ends meanwhile is an error, for what may be deleted must be told by one list
+    of qubes. Else such a qube is one that is no more.
     """
     listed = __salt__["ramboot_qubesadmin.qubes"]()
     volumes = _volumes_of(listed, strict)
@@ -557,7 +552,7 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
     if not ours:
         return []
     found = []
-    for volume in _volumes():
+    for volume in __salt__["ramboot_audit.volumes"]():
         match = _LV.fullmatch(volume["lv_name"])
         group = volume["vg_name"]
         if match is None or (group, volume["pool_lv"]) not in ours:
@@ -575,17 +570,6 @@ def _left_volumes(pools: dict[str, dict[str, str]], known: set[str]) -> list[dic
             }
         )
     return found
-
-
-def _volumes() -> list[dict[str, str]]:
-    """Every logical volume that LVM sees."""
-    done = __salt__["cmd.run_all"](_LVS, python_shell=False, env={"LC_ALL": "C"})
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
-    try:
-        return json.loads(done["stdout"])["report"][0]["lv"]
-    except (ValueError, KeyError, IndexError) as error:
-        raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error}") from error
 
 
 def _left_directories(folder: str, qubes: set[str], kept: set[str]) -> list[dict[str, Any]]:

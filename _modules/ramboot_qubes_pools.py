@@ -191,6 +191,8 @@ def state_of(config: dict[str, str] | None, volume: dict[str, Any]) -> str:
     config, volume
         as in ramboot_qubesadmin.pools and volumes.
 
+    Raises CommandExecutionError when the volume's file is missing or can't be read.
+
     CLI Example:
 
     .. code-block:: bash

@@ -15,9 +15,8 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-# Salt's loader sets these
+# Salt's loader sets it
 __salt__: dict[str, Any]
-__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_qubes_record"
 
@@ -37,9 +36,9 @@ def read() -> dict[str, Any]:
     marked, what qubesd was asked for, {"class", "label", "template", "pools": {volume: pool},
     "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
-    "pci", "key", "old", "new", "was": [what it was to become before, while "new" may not have been
-    reached]}], "pools": [names that we added], "folders": {pool: [directories
-    that were not there before]}}; all empty when there is no record.
+    "pci" | "firewall", "key", "old", "new", "was": [what it was to become before, while "new" may
+    not have been reached]}], "pools": [names that we added], "folders": {pool: [directories that
+    were not there before]}}; all empty when there is no record.
 
     Raises CommandExecutionError when the file can't be understood.
 
@@ -222,11 +221,7 @@ def _item(record: dict[str, Any], qube: str | None, group: str, key: str) -> dic
 
 
 def _file() -> str:
-    # once a run: parsing YAML is slow
-    if "ramboot_qubes_record.file" not in __context__:
-        paths = __salt__["ramboot_config.paths"]()
-        __context__["ramboot_qubes_record.file"] = paths["qubes_record"]
-    return __context__["ramboot_qubes_record.file"]
+    return __salt__["ramboot_config.paths"]()["qubes_record"]
 
 
 def _write(record: dict[str, Any]) -> None:

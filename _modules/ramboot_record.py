@@ -25,9 +25,8 @@ from typing import IO, Any, BinaryIO
 
 from salt.exceptions import CommandExecutionError
 
-# Salt's loader sets these
+# Salt's loader sets it
 __salt__: dict[str, Any]
-__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_record"
 
@@ -146,6 +145,9 @@ def look(path: str) -> dict[str, Any] | None:
     """
     Hash, mode and owner of a file, recorded or not.
 
+    path
+        absolute path.
+
     Returns {"sha256": str, "mode": "0644", "uid": int, "gid": int}; None when there is no regular
     file (a symbolic link is none).
 
@@ -169,9 +171,59 @@ def look(path: str) -> dict[str, Any] | None:
     }
 
 
+def judge(
+    found: dict[str, Any] | None, sha256: str | None, mode: str | None = None
+) -> dict[str, Any]:
+    """
+    Whether a file is as it was shipped, and root's alone to change.
+
+    found
+        as `look` returns it.
+    sha256
+        what it should have; None: it should not be there.
+    mode
+        likewise. Default: any in which nobody but root can change it.
+
+    Returns {"expected": sha256, "actual": SHA-256 or None, "mode": "0644" or None, "owner":
+    "root:root" or "UID:GID" or None, "verdict": "good" | "changed" | "missing" | "unexpected" |
+    "wrong mode" | "wrong owner"}.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.judge null 9f86d081884c7d65...
+    """
+    if found is None:
+        told = {"actual": None, "mode": None, "owner": None}
+        return {"expected": sha256, **told, "verdict": "missing"}
+    ids = (found["uid"], found["gid"])
+    owner = "root:root" if ids == (0, 0) else "{}:{}".format(*ids)
+    if sha256 is None:
+        verdict = "unexpected"
+    elif found["sha256"] != sha256:
+        verdict = "changed"
+    elif int(found["mode"], 8) & 0o022 if mode is None else found["mode"] != mode:
+        verdict = "wrong mode"
+    elif owner != "root:root":
+        verdict = "wrong owner"
+    else:
+        verdict = "good"
+    return {
+        "expected": sha256,
+        "actual": found["sha256"],
+        "mode": found["mode"],
+        "owner": owner,
+        "verdict": verdict,
+    }
+
+
 def original_fault(path: str) -> str | None:
     """
     Why the original of `path` can't be put back; None when it can, or nothing was there.
+
+    path
+        absolute path of a file.
 
     Raises CommandExecutionError when record.json can't be understood.
 
@@ -254,6 +306,8 @@ def intend(path: str, sha256: str) -> None:
     """
     Note the hash of what is about to be written to `path`, before the write.
 
+    path
+        absolute path of a file that was kept.
     sha256
         hexadecimal SHA-256 of the new content.
 
@@ -281,6 +335,9 @@ def intend(path: str, sha256: str) -> None:
 def seal(path: str) -> str:
     """
     Note the hash of what we have just written to `path`, once it is on the disk.
+
+    path
+        absolute path of a file that was kept.
 
     Returns the SHA-256. Raises CommandExecutionError when `path` was not kept first, is not
     there, or does not hold what was intended.
@@ -316,6 +373,9 @@ def restore(path: str) -> dict[str, str]:
     A file that somebody changed or deleted since stays as it is and leaves the record; its
     original moves to `left/`. Directories that we made are removed when they are empty.
 
+    path
+        absolute path of a file; of one that is not recorded nothing is changed.
+
     Returns what was done, as `outcome`. Raises CommandExecutionError when the stored original is
     missing or damaged; nothing is changed then.
 
@@ -346,8 +406,12 @@ def forget(path: str) -> bool:
     """
     Drop `path` from the record together with its stored original; the file itself stays.
 
-    Also removes those of the directories we made that are empty by now. Returns whether anything
-    was recorded.
+    Also removes those of the directories we made that are empty by now.
+
+    path
+        absolute path of a file.
+
+    Returns whether anything was recorded.
 
     Raises CommandExecutionError when record.json can't be understood, OSError when it can't be
     written.
@@ -587,10 +651,7 @@ def lock(path: str, refusal: str) -> IO[str]:
 
 
 def _paths() -> dict[str, Any]:
-    # once a run: each question here asks for the paths, and parsing YAML is slow
-    if "ramboot_record.paths" not in __context__:
-        __context__["ramboot_record.paths"] = __salt__["ramboot_config.paths"]()
-    return __context__["ramboot_record.paths"]
+    return __salt__["ramboot_config.paths"]()
 
 
 def _directory() -> str:

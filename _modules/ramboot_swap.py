@@ -56,33 +56,6 @@ def active() -> list[dict[str, Any]]:
     return found
 
 
-def configured() -> list[dict[str, str]]:
-    """Return what brings swap at the next persistent boot: `kind`, `where`, `what` of each.
-
-    Kinds: `fstab` (what: the line's device), `unit` (what: its What=), `zram-generator` (where: the
-    file that counts).
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local ramboot_swap.configured
-    """
-    paths = _paths()
-    found = [
-        {"kind": "fstab", "where": paths["fstab"], "what": _unescape(line.split()[0])}
-        for line in _fstab_swaps()
-    ]
-    found += [{"kind": "unit", "where": path, "what": _what(path)} for path in _units().values()]
-    for path in [paths["zram_generator_conf"], *paths["zram_generator_defaults"]]:
-        with contextlib.suppress(FileNotFoundError):
-            text = Path(path).read_text(encoding="utf-8")
-            if re.search(r"^\s*\[zram\d+\]", text, re.MULTILINE):
-                found.append({"kind": "zram-generator", "where": path, "what": "zram"})
-            break
-    return found
-
-
 def pending() -> dict[str, list[str]]:
     """Return what `switch_off` would do: lines of `fstab`, paths of `units`, names in `active`.
 
@@ -332,15 +305,6 @@ def _units() -> dict[str, str]:
 
 def _masked(path: str) -> bool:
     return os.path.islink(path) and os.readlink(path) == _MASK
-
-
-def _what(path: str) -> str:
-    with contextlib.suppress(OSError):
-        match = re.search(
-            r"^\s*What\s*=\s*(.+?)\s*$", Path(path).read_text("utf-8", "replace"), re.MULTILINE
-        )
-        return match.group(1) if match else ""
-    return ""
 
 
 def _mask(path: str) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import pwd
 import stat
+from collections.abc import Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -60,6 +61,14 @@ def installed(
         template engine (`jinja`) and its variables. Default: the source as it is.
     makedirs
         make missing directories, mode 0755.
+
+    .. code-block:: yaml
+
+        ramboot-command:
+          ramboot.installed:
+            - name: /usr/bin/ramboot
+            - source: salt://ramboot/session/files/ramboot
+            - mode: '0755'
     """
     ret = _ret(name)
     try:
@@ -109,6 +118,12 @@ def restored(name: str) -> dict[str, Any]:
 
     name
         absolute path of the file.
+
+    .. code-block:: yaml
+
+        ramboot-command-absent:
+          ramboot.restored:
+            - name: /usr/bin/ramboot
     """
     ret = _ret(name)
     try:
@@ -139,6 +154,16 @@ def initramfs_room(name: str, files: list[dict[str, str]] | None = None) -> dict
     files
         What each image holds and this run may change: {"name", "source", "template"}, as of
         `installed`.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-room:
+          ramboot.initramfs_room:
+            - name: room in /boot
+            - files:
+              - name: /etc/ramboot/ramboot.conf
+                source: salt://ramboot/initramfs/files/ramboot.conf.j2
+                template: jinja
     """
     ret = _ret(name)
     try:
@@ -157,8 +182,15 @@ def initramfs_current(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-current:
+          ramboot.initramfs_current:
+            - name: initramfs of each kernel
     """
     ret = _ret(name)
+    changes: dict[str, Any] = {}
     try:
         before = __salt__["ramboot.initramfs"]()
         stale = {
@@ -174,20 +206,21 @@ def initramfs_current(name: str) -> dict[str, Any]:
                         stale.setdefault(state["image"], f"{path} would be changed")
         if not stale:
             return _done(ret, f"every initramfs is current{_ignored(before)}")
-        ret["changes"] = {
+        changes = {
             image: {"old": f"stale: {reason}", "new": "current"} for image, reason in stale.items()
         }
         if __opts__["test"]:
-            return _would(ret, f"would be rebuilt: {', '.join(stale)}{_ignored(before)}")
-        ret["changes"] = {}
+            told = f"would be rebuilt: {', '.join(stale)}{_ignored(before)}"
+            return _would({**ret, "changes": changes}, told)
         __salt__["ramboot.rebuild"]()
+        still = _to_rebuild(changes)
+        if still:
+            raise CommandExecutionError(
+                f"rebuilt without an error and still stale: {', '.join(still)}"
+            )
     except (CommandExecutionError, OSError) as error:
-        return _failed(ret, error, _rebuilt(stale) if "stale" in locals() else {})
-    ret["changes"] = _rebuilt(stale)
-    if set(ret["changes"]) != set(stale):
-        left = ", ".join(sorted(set(stale) - set(ret["changes"])))
-        return _failed(ret, f"rebuilt without an error and still stale: {left}", ret["changes"])
-    return _done(ret, f"rebuilt: {', '.join(stale)}{_ignored(before)}")
+        return _failed(ret, error, _rebuilt(changes))
+    return _done({**ret, "changes": changes}, f"rebuilt: {', '.join(stale)}{_ignored(before)}")
 
 
 def module_not_asked_for(name: str) -> dict[str, Any]:
@@ -198,6 +231,12 @@ def module_not_asked_for(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-not-asked-for:
+          ramboot.module_not_asked_for:
+            - name: dracut's configuration
     """
     ret = _ret(name)
     try:
@@ -217,6 +256,12 @@ def initramfs_restored(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-initramfs-restored:
+          ramboot.initramfs_restored:
+            - name: initramfs of each kernel
     """
     ret = _ret(name)
     changes: dict[str, Any] = {}
@@ -246,6 +291,12 @@ def record_closed(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-record-closed:
+          ramboot.record_closed:
+            - name: record of originals
     """
     ret = _ret(name)
     try:
@@ -395,14 +446,19 @@ def _undone() -> set[str]:
     return paths
 
 
-def _rebuilt(stale: dict[str, str]) -> dict[str, Any]:
-    """Of the images that were stale, the changes of those that are current now."""
+def _to_rebuild(images: Iterable[str]) -> list[str]:
+    """Those of the images that are not current."""
     now = {state["image"]: state["state"] for state in __salt__["ramboot.initramfs"]().values()}
-    return {
-        image: {"old": f"stale: {reason}", "new": "current"}
-        for image, reason in stale.items()
-        if now.get(image) == "current"
-    }
+    return sorted(image for image in images if now.get(image) != "current")
+
+
+def _rebuilt(changes: dict[str, Any]) -> dict[str, Any]:
+    """Of what was to be changed, what is; nothing where that can't be told."""
+    try:
+        left = _to_rebuild(changes)
+    except (CommandExecutionError, OSError):
+        return {}
+    return {image: change for image, change in changes.items() if image not in left}
 
 
 def _to_restore(plan: dict[str, dict[str, Any]]) -> dict[str, Any]:

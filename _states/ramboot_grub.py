@@ -32,6 +32,13 @@ def dom0_mem_all(name: str, max_mib: int) -> dict[str, Any]:
         /etc/default/grub.
     max_mib
         MiB, a whole number.
+
+    .. code-block:: yaml
+
+        ramboot-grub-dom0-mem:
+          ramboot_grub.dom0_mem_all:
+            - name: /etc/default/grub
+            - max_mib: 10240
     """
     try:
         now = __salt__["ramboot_grub.dom0_mem"]()
@@ -59,6 +66,12 @@ def dom0_mem_restored(name: str) -> dict[str, Any]:
 
     name
         /etc/default/grub.
+
+    .. code-block:: yaml
+
+        ramboot-grub-dom0-mem:
+          ramboot_grub.dom0_mem_restored:
+            - name: /etc/default/grub
     """
     changes: dict[str, Any] = {}
     test = __opts__["test"]
@@ -90,6 +103,12 @@ def config_current(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-grub-config:
+          ramboot_grub.config_current:
+            - name: grub.cfg
     """
     changes: dict[str, Any] = {}
     try:
@@ -121,6 +140,12 @@ def config_restored(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-grub-config-restored:
+          ramboot_grub.config_restored:
+            - name: grub.cfg
     """
     changes: dict[str, Any] = {}
     says = {

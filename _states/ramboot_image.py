@@ -27,6 +27,12 @@ def current(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-image-current:
+          ramboot_image.current:
+            - name: prebuilt image
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
@@ -66,6 +72,12 @@ def unused(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-image-unused:
+          ramboot_image.unused:
+            - name: prebuilt image
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
@@ -87,6 +99,12 @@ def absent(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-image-absent:
+          ramboot_image.absent:
+            - name: prebuilt image
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:

@@ -14,6 +14,12 @@ def passed(name: str) -> dict[str, Any]:
 
     name
         Any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-preflight:
+          ramboot_preflight.passed:
+            - name: this system
     """
     return _verdict(name, __salt__["ramboot_preflight.faults"]())
 
@@ -24,6 +30,12 @@ def on_disk(name: str) -> dict[str, Any]:
 
     name
         Any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-on-disk:
+          ramboot_preflight.on_disk:
+            - name: this session
     """
     # a RAM session has no /boot, and need not be told so
     session = __salt__["ramboot_preflight.session_fault"]()

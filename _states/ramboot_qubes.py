@@ -26,6 +26,12 @@ def checked(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-qubes-checked:
+          ramboot_qubes.checked:
+            - name: qubes of the pillar
     """
     try:
         found = __salt__["ramboot_qubes.faults"]()
@@ -46,6 +52,13 @@ def present(name: str, part: str) -> dict[str, Any]:
         any text; shown in the output.
     part
         "pools", "qubes" or "settings" (ramboot_qubes.pending).
+
+    .. code-block:: yaml
+
+        ramboot-qubes-settings:
+          ramboot_qubes.present:
+            - name: settings of other qubes
+            - part: settings
     """
     changes: dict[str, Any] = {}
     try:
@@ -69,6 +82,12 @@ def absent(name: str) -> dict[str, Any]:
 
     name
         any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-qubes-absent:
+          ramboot_qubes.absent:
+            - name: qubes of ramboot
     """
     changes: dict[str, Any] = {}
     try:

@@ -19,6 +19,12 @@ def off(name: str) -> dict[str, Any]:
 
     name
         Any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-swap-off:
+          ramboot_swap.off:
+            - name: swap
     """
     changes: dict[str, Any] = {}
     try:
@@ -41,6 +47,12 @@ def restored(name: str) -> dict[str, Any]:
 
     name
         Any text; shown in the output.
+
+    .. code-block:: yaml
+
+        ramboot-swap-restored:
+          ramboot_swap.restored:
+            - name: swap
     """
     changes: dict[str, Any] = {}
     try:

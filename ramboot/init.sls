@@ -2,9 +2,9 @@
 # ramboot: dom0 that can boot into RAM. Pillar: ramboot (pillar.example). Undo: ramboot.absent.
 #   qubesctl state.apply ramboot
 
-{%- from "ramboot/map.jinja" import settings with context %}
+{%- from "ramboot/map.jinja" import checked with context %}
 {#- the image takes minutes, and is of use to this backend alone #}
-{%- set image = 'image' in [settings.boot.mode, settings.boot.backend] + settings.grub.entries | list %}
+{%- set image = checked and salt['ramboot_image.asked']() %}
 {%- set parts = ['initramfs', 'grub', 'swap', 'session', 'image' if image else 'image.unused'] %}
 
 include:

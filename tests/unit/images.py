@@ -53,6 +53,7 @@ class Machine:
             self.put(kernel, self.stock(kernel))
         for name in ("90crypt", "90lvm", "99base"):
             world.write(f"/usr/lib/dracut/modules.d/{name}/module-setup.sh")
+        world.write("/usr/bin/lsinitrd", mode=0o755)
         (world.root / "var/lib").mkdir(parents=True, exist_ok=True)
 
     # what is on the machine

@@ -34,6 +34,37 @@ def test_each_bad_pillar_is_refused_in_these_words(config, path):
     assert str(refused.value) == "\n".join(case["faults"])
 
 
+def test_a_program_is_found_by_its_better_name_whatever_the_path_is(world, config, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    names = ["grub2-mkconfig", "grub-mkconfig"]
+    assert config.command(names) is None
+    world.write("/usr/sbin/grub2-mkconfig", mode=0o644)
+    world.write("/usr/sbin/grub-mkconfig", mode=0o755)
+    assert config.command(names) == f"{world.root}/usr/sbin/grub-mkconfig"
+    better = world.write("/bin/grub2-mkconfig", mode=0o755)
+    assert config.command(names) == str(better)
+
+
+def test_the_backends_of_a_pillar_are_those_that_any_of_its_keys_names(world, config):
+    assert config.backends() == ["zram"]
+    world.pillar["ramboot"] = {"boot": {"mode": "image", "backend": "overlay"}}
+    assert config.backends() == ["image", "overlay", "zram"]
+    other = {"boot": {"mode": "off", "backend": "tmpfs"}, "grub": {"entries": ["snapshot"]}}
+    assert config.backends(config.load(other)) == ["snapshot", "tmpfs"]
+
+
+def test_defaults_are_parsed_once_and_nobody_can_spoil_them(world, config):
+    asked = []
+    world.salt["cp.cache_file"] = lambda *path, **env: asked.append(path) or world.cache_file(*path)
+    config.defaults()["paths"].clear()
+    config.defaults()["ramboot"]["qubes"]["templates"]["mine"] = {}
+    config.paths()["commands"].clear()
+    config.load()["qubes"]["app_qubes"]["mine"] = {}
+    assert config.paths() == world.paths
+    assert config.load()["qubes"]["templates"] == config.load()["qubes"]["app_qubes"] == {}
+    assert asked == [("salt://ramboot/defaults.yaml",)]
+
+
 def test_bad_pillars_cover_every_key(config):
     """A key that can be set has at least one fixture that sets it wrongly."""
     told = "\n".join(fault for path in BAD for fault in read(path)["faults"])

@@ -794,6 +794,13 @@ def test_a_damaged_image_is_stale(world, image):
     assert image.manifest_or_none() is None
 
 
+def test_a_link_to_a_good_image_is_none(world, image):
+    file = Path(world.paths["image_directory"]) / image.build()["file"]
+    file.rename(world.root / "elsewhere")
+    file.symlink_to(world.root / "elsewhere")
+    assert image.verify()[str(file)]["verdict"] == "missing"
+
+
 def test_pythons_and_the_boots_parts_are_the_same(image):
     script = Path(__file__).parents[2] / "ramboot/initramfs/files/50ramboot/ramboot-state.sh"
     said = subprocess.run(

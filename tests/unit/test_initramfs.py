@@ -24,7 +24,6 @@ MODULE = "/usr/lib/dracut/modules.d/50ramboot"
 def machine(world):
     found = Machine(world)
     world.salt["cmd.run_all"] = found.run_all
-    world.salt["cmd.has_exec"] = lambda name: name == "lsinitrd"
     world.salt["ramboot_preflight.session_fault"] = lambda: None
     world.module("ramboot_config")
     world.module("ramboot_record")
@@ -32,16 +31,16 @@ def machine(world):
 
 
 @pytest.fixture
-def initramfs(world, machine, monkeypatch):
+def initramfs(world, machine):
     module = world.module("ramboot_initramfs")
     if os.geteuid() != 0:
-        real = module._look
+        real = world.salt["ramboot_record.look"]
 
         def as_root(path):
             found = real(path)
-            return found and {**found, "owner": "root:root"}
+            return found and {**found, "uid": 0, "gid": 0}
 
-        monkeypatch.setattr(module, "_look", as_root)
+        world.salt["ramboot_record.look"] = as_root
     return module
 
 
@@ -862,8 +861,8 @@ def test_a_machine_that_never_had_us_is_not_touched(machine, initramfs):
     assert machine.runs_of("dracut") == []
 
 
-def test_a_machine_without_lsinitrd_is_not_touched(machine, initramfs, monkeypatch):
-    monkeypatch.setitem(machine.world.salt, "cmd.has_exec", lambda _name: False)
+def test_a_machine_without_lsinitrd_is_not_touched(machine, initramfs):
+    (machine.world.root / "usr/bin/lsinitrd").unlink()
     assert initramfs.undo() == {}
     assert machine.commands == []
 
@@ -1058,18 +1057,18 @@ def test_verify_looks_at_the_files_in_the_image_not_at_its_stamp(
     assert initramfs.verify()["faults"] == [fault.replace("{image}", image)]
 
 
-def test_verify_names_a_wrong_owner(world, machine, initramfs, monkeypatch):
+def test_verify_names_a_wrong_owner(world, machine, initramfs):
     sealed(world, f"/{CONF}", "version=1\n")
     applied(machine, initramfs)
-    real = initramfs._look
+    real = world.salt["ramboot_record.look"]
 
     def of_a_user(path):
         found = real(path)
         if path.endswith("50ramboot/ramboot-lib.sh"):
-            found["owner"] = "1000:1000"
+            found["uid"] = found["gid"] = 1000
         return found
 
-    monkeypatch.setattr(initramfs, "_look", of_a_user)
+    world.salt["ramboot_record.look"] = of_a_user
     assert initramfs.verify()["faults"] == [f"{world.root}{MODULE}/ramboot-lib.sh: wrong owner"]
 
 

@@ -32,6 +32,7 @@ NOTED = {
 
 # around btime in /proc/stat below, 2026-09-21 14:13:20 +0000
 BEFORE, AFTER = "2026-09-21 14:00:00 +0000", "2026-09-21 17:00:00 +0200"
+VOLUME = {"vg_name": "qubes_dom0", "pool_lv": "", "lv_size": "21474836480"}
 
 
 class System:
@@ -55,20 +56,20 @@ class System:
         self.block("dm-0", slaves=["sda2"], uuid="CRYPT-LUKS2-x", dm="luks-x")
         self.block("dm-1", slaves=["dm-0"], uuid="LVM-abc", dm="qubes_dom0-root")
         world.write("/proc/stat", "cpu 1 2 3\nbtime 1790000000\n")
-        self.volumes = [{"vg_name": "qubes_dom0", "lv_name": "root", "lv_time": BEFORE}]
-        self.lvs_fails = False
+        self.volumes = [{**VOLUME, "lv_name": "root", "lv_time": BEFORE}]
+        self.lvs = None
         world.salt["ramboot_swap.active"] = lambda: self.swaps
         world.salt["cmd.run_all"] = self.run
         self.xen = {"retcode": 1, "stdout": "", "stderr": "xencall: error"}
-        world.salt["cmd.which"] = lambda tool: f"/usr/bin/{tool}"
+        world.write("/usr/sbin/xl", mode=0o755)
         self.write()
 
     def run(self, command, python_shell=None, env=None):
-        if command == ["xl", "info"]:
+        if command == [f"{self.world.root}/usr/sbin/xl", "info"]:
             return self.xen
         assert command[0] == "lvs"
-        answer = json.dumps({"report": [{"lv": self.volumes}]})
-        return {"retcode": 5 if self.lvs_fails else 0, "stdout": answer, "stderr": "no device"}
+        good = {"stdout": json.dumps({"report": [{"lv": self.volumes}]})}
+        return {"retcode": 0, "stderr": "", **(self.lvs or good)}
 
     def write(self):
         self.world.write("/proc/self/mountinfo", "\n".join(self.mounts) + "\n")
@@ -421,7 +422,7 @@ def test_plan_does_without_xen(world, system, ramboot):
     assert ramboot.plan()["zram"]["available_bytes"] == 10 * GIB * 95 // 100
     # nothing is run that is not there, or this would be its answer
     system.xen["retcode"] = 0
-    world.salt["cmd.which"] = lambda tool: None
+    (world.root / "usr/sbin/xl").unlink()
     assert ramboot.plan()["zram"]["available_bytes"] == 10 * GIB * 95 // 100
 
 
@@ -868,7 +869,7 @@ def test_every_disk_is_told_with_who_is_on_it(world, system, ramboot):
 def test_names_that_this_session_left_in_lvm_are_listed(system, ramboot):
     system.zram(1)
     for name, when in (("vm-work-private-snap", AFTER), ("vm-work-private", BEFORE)):
-        system.volumes.append({"vg_name": "qubes_dom0", "lv_name": name, "lv_time": when})
+        system.volumes.append({**VOLUME, "lv_name": name, "lv_time": when})
     assert (
         row(
             "names in qubes_dom0",
@@ -879,11 +880,22 @@ def test_names_that_this_session_left_in_lvm_are_listed(system, ramboot):
     )
 
 
-@pytest.mark.parametrize("fault", ["lvs fails", "time", "no btime"])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(5, ""), (0, "no JSON"), (0, "[]"), *((0, json.dumps({"report": report})) for report in
+     ([], None, [{}], [{"lv": None}], [{"lv": [{}]}], [{"lv": ["root"]}]))],
+)  # fmt: skip
+def test_an_answer_of_lvm_that_can_not_be_understood_ends_no_audit(system, ramboot, code, said):
+    system.lvs = {"retcode": code, "stdout": said, "stderr": "no device"}
+    found = verdicts(ramboot.audit())
+    assert (found["names"], found["/"]) == ("unknown", "disk")
+    with pytest.raises(CommandExecutionError, match="^lvs --reportformat json "):
+        system.world.salt["ramboot_audit.volumes"]()
+
+
+@pytest.mark.parametrize("fault", ["time", "no btime"])
 def test_names_that_can_not_be_told_are_not_known(world, system, ramboot, fault):
-    if fault == "lvs fails":
-        system.lvs_fails = True
-    elif fault == "time":
+    if fault == "time":
         system.volumes[0]["lv_time"] = "yesterday"
     else:
         world.write("/proc/stat", "cpu 1\n")
@@ -1090,6 +1102,7 @@ def test_plan_reckons_with_the_image_that_there_is(world, ramboot, reason, says)
 
 
 def test_verify_looks_at_the_image_too(world, ramboot):
+    world.module("ramboot_record")
     world.salt["ramboot_initramfs.verify"] = lambda: {"disk": {}, "initramfs": {}, "faults": []}
     an_image(world, "/var/lib/ramboot/image/manifest")
     file = f"{world.root}/var/lib/ramboot/image/root-0.squashfs"

@@ -373,7 +373,6 @@ def test_an_undo_that_left_the_entry_is_a_failure(world, states):
 def machine(world, states, monkeypatch):
     found = Machine(world)
     world.salt["cmd.run_all"] = found.run_all
-    world.salt["cmd.has_exec"] = lambda name: name == "lsinitrd"
     world.salt["ramboot_preflight.session_fault"] = lambda: None
     world.module("ramboot_initramfs")
     world.module("ramboot")
@@ -460,6 +459,28 @@ def test_a_boot_that_is_not_mounted_fails(states, machine, name):
     ret = getattr(states, name)("images")
     assert (ret["result"], ret["changes"]) == (False, {})
     assert ret["comment"].endswith(": is it mounted?")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_images_that_can_not_be_read_after_a_rebuild_hide_nothing(world, states, fails):
+    answers = [{"6.1.0": {"image": "/boot/i", "state": "stale", "reason": "old"}}]
+
+    def initramfs():
+        if not answers:
+            raise CommandExecutionError("lsinitrd is gone")
+        return answers.pop()
+
+    def rebuild():
+        if fails:
+            raise CommandExecutionError("no room")
+
+    world.salt.update({"ramboot.initramfs": initramfs, "ramboot.rebuild": rebuild})
+    assert states.initramfs_current("images") == {
+        "name": "images",
+        "result": False,
+        "changes": {},
+        "comment": "no room" if fails else "lsinitrd is gone",
+    }
 
 
 def test_a_rebuild_that_changes_nothing_is_a_failure(world, states, machine):

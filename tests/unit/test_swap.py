@@ -121,38 +121,7 @@ def test_no_active_swap(swap):
     assert swap.active() == []
 
 
-def test_configured_names_every_source(swap, dom0):
-    dom0.write("/usr/lib/systemd/zram-generator.conf", "[zram0]\nzram-size = ram\n")
-    root = dom0.root
-    assert swap.configured() == [
-        {"kind": "fstab", "where": f"{root}/etc/fstab", "what": "/dev/mapper/qubes_dom0-swap"},
-        {"kind": "fstab", "where": f"{root}/etc/fstab", "what": "UUID=5eed"},
-        {
-            "kind": "unit",
-            "where": f"{root}/etc/systemd/system/own.swap",
-            "what": "/var/swapfile",
-        },
-        {
-            "kind": "unit",
-            "where": f"{root}/usr/lib/systemd/system/packaged.swap",
-            "what": "/dev/sdz9",
-        },
-        {
-            "kind": "zram-generator",
-            "where": f"{root}/usr/lib/systemd/zram-generator.conf",
-            "what": "zram",
-        },
-    ]
-
-
-def test_an_empty_zram_generator_conf_hides_the_packaged_one(swap, world):
-    world.write("/usr/lib/systemd/zram-generator.conf", "[zram0]\n")
-    world.write("/etc/systemd/zram-generator.conf", "# none\n")
-    assert swap.configured() == []
-
-
 def test_a_system_without_fstab_and_units_has_no_swap(swap):
-    assert swap.configured() == []
     assert swap.pending() == {"fstab": [], "units": [], "active": []}
 
 
@@ -637,7 +606,6 @@ def test_swap_of_a_generator_stays_off_too(swap, state, world):
     assert {path.name: os.readlink(path) for path in own.iterdir()} == dict.fromkeys(
         ("dev-zram0.swap", "dev-sda2.swap", "local.swap"), "/dev/null"
     )
-    assert swap.configured() == []
     assert state.restored(NAME)["result"] is True
     assert tree(world) == before
 
