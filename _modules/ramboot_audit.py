@@ -142,7 +142,10 @@ def volumes() -> list[dict[str, str]]:
         raise CommandExecutionError(f"{' '.join(_LVS)}: {done['stderr']}")
     try:
         listed = json.loads(done["stdout"])["report"][0]["lv"]
-        return [{field: volume[field] for field in _LV_FIELDS} for volume in listed]
+        found = [{field: volume[field] for field in _LV_FIELDS} for volume in listed]
+        if not all(isinstance(value, str) for volume in found for value in volume.values()):
+            raise TypeError("a value that is no text")
+        return found
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CommandExecutionError(f"{' '.join(_LVS)}: not understood: {error!r}") from error
 

@@ -883,7 +883,8 @@ def test_names_that_this_session_left_in_lvm_are_listed(system, ramboot):
 @pytest.mark.parametrize(
     ("code", "said"),
     [(5, ""), (0, "no JSON"), (0, "[]"), *((0, json.dumps({"report": report})) for report in
-     ([], None, [{}], [{"lv": None}], [{"lv": [{}]}], [{"lv": ["root"]}]))],
+     ([], None, [{}], [{"lv": None}], [{"lv": [{}]}], [{"lv": ["root"]}],
+      [{"lv": [{**VOLUME, "lv_name": "root", "lv_time": None}]}]))],
 )  # fmt: skip
 def test_an_answer_of_lvm_that_can_not_be_understood_ends_no_audit(system, ramboot, code, said):
     system.lvs = {"retcode": code, "stdout": said, "stderr": "no device"}
