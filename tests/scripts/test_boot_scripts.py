@@ -857,6 +857,7 @@ def test_all_that_was_opened_of_the_roots_disk_is_closed_and_nothing_else(
         STAYS=stays,
     )
     assert done.stdout == said, done.stderr
+    assert "pipe" not in done.stderr, "the console is for the user"
     if CLOSED in said:
         # or a persistent boot, which a later failure ends in, would take it for open
         stopped = (tmp_path / "systemctl").read_text()

@@ -161,11 +161,10 @@ close_others() {
                 > /dev/null 2>&1 || :
         done
     done
-    device=$(others_on_disk | head -n 1)
-    [ -z "$device" ] || {
+    for device in $(others_on_disk); do
         other_in_use "$device"
         return 1
-    }
+    done
 }
 
 # others_on_disk: the mappings, by kernel name, that share a partition or the whole disk with the root's.
@@ -175,7 +174,8 @@ others_on_disk() {
     parts=$(disks_below "$source")
     for device in "$P"/sys/class/block/dm-*; do
         device=${device##*/}
-        [ "$device" = "$source" ] || ! disks_below "$device" | grep -qxF "$parts" || printf '%s\n' "$device"
+        # shellcheck disable=SC2143 # with -q the shell tells, on the console, of a pipe that nobody reads
+        [ "$device" = "$source" ] || [ -z "$(disks_below "$device" | grep -xF "$parts")" ] || printf '%s\n' "$device"
     done
 }
 
