@@ -106,7 +106,11 @@ def wanted() -> bool:
     """
     settings = _settings()
     asked = [*KINDS, "settings", "file_pools", "default_pools"]
-    return any(settings[key] for key in asked) or __salt__["ramboot_qubes_record.exists"]()
+    # whose pool has to be the RAM root's
+    aliases = settings["aliases"] != "off" and __salt__["ramboot_qubesadmin.available"]()
+    return (
+        aliases or any(settings[key] for key in asked) or __salt__["ramboot_qubes_record.exists"]()
+    )
 
 
 def faults() -> list[str]:
@@ -653,7 +657,7 @@ def _settings() -> dict[str, Any]:
 def _pool_faults(look: _Look) -> list[str]:
     found = []
     in_pool = [kind for kind in KINDS if kind != "save" and look.settings[kind]]
-    if in_pool:
+    if in_pool or look.settings["aliases"] != "off":
         # one that the same run adds first is as good
         config = look.pools.get(look.pool) or look.settings["file_pools"].get(look.pool)
         fault = __salt__["ramboot_qubes_pools.ram_fault"](look.pool, config)
@@ -668,6 +672,11 @@ def _pool_faults(look: _Look) -> list[str]:
                         f"file_pools:{name}: there is a pool of that name with {key}"
                         f" {there.get(key)}, not {entry[key]}"
                     )
+        elif fstype := __salt__["ramboot_qubes_pools.in_memory"](entry["dir_path"]):
+            found.append(
+                f"file_pools:{name}: {entry['dir_path']} is on {fstype}, which no boot keeps;"
+                " choose a directory on a disk (on_root: true for one that a RAM session forgets)"
+            )
         elif __salt__["ramboot_qubes_pools.on_root"](entry["dir_path"]) and not entry["on_root"]:
             found.append(
                 f"file_pools:{name}: {entry['dir_path']} is on /, which a RAM session copies and"
@@ -861,6 +870,16 @@ def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, st
     return dict.fromkeys(("root", "private", "volatile"), look.pool)
 
 
+def _forgotten(look: _Look, pool: str | None) -> str | None:
+    """Where a pool of files lies, if that goes with a RAM session or with any."""
+    path = {**look.settings["file_pools"], **look.pools}[pool].get("dir_path")
+    if not path:
+        return None
+    if fstype := __salt__["ramboot_qubes_pools.in_memory"](path):
+        return fstype
+    return "the RAM root" if __salt__["ramboot_qubes_pools.on_root"](path) else None
+
+
 def _default_pool(look: _Look, key: str) -> str | None:
     """As the same run will have set it; each follows default_pool until it is set itself."""
     asked = look.settings["default_pools"]
@@ -919,6 +938,10 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             )
         elif pool not in look.pools and pool not in look.settings["file_pools"]:
             found.append(f"{where}:pool: there is no pool {pool}")
+        elif lies := _forgotten(look, pool):
+            found.append(
+                f"{where}: pool {pool} is on {lies}, which is not kept; name one that is elsewhere"
+            )
     if kind == "settings" and entry["template"] and entry["template"] not in known:
         found.append(f"{where}:template: there is no qube {entry['template']}")
     return found

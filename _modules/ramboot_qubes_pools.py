@@ -78,7 +78,7 @@ def ram_fault(name: str, config: dict[str, str] | None) -> str | None:
 
 def on_root(path: str) -> bool:
     """
-    Whether a path, there or not yet, belongs to the file system at /.
+    Whether a path, there or not yet, belongs to the file system at /, btrfs in any subvolume.
 
     path
         absolute.
@@ -92,7 +92,29 @@ def on_root(path: str) -> bool:
         salt-call --local ramboot_qubes_pools.on_root /mnt/usb/qubes
     """
     mounts = __salt__["ramboot_preflight.root_layout"]()["mounts"]
-    return mount_of(os.path.realpath(path), mounts)["target"] == "/"
+    root, mount = (mount_of(place, mounts) for place in ("/", os.path.realpath(path)))
+    same = mount["fstype"] == "btrfs" and mount["uuid"] and mount["uuid"] == root["uuid"]
+    return mount["target"] == "/" or bool(same)
+
+
+def in_memory(path: str) -> str | None:
+    """
+    The type of the file system that a path, there or not yet, lies on, if that is in RAM.
+
+    path
+        absolute.
+
+    Raises CommandExecutionError when the mounts can't be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes_pools.in_memory /tmp/qubes
+    """
+    mounts = __salt__["ramboot_preflight.root_layout"]()["mounts"]
+    fstype = mount_of(os.path.realpath(path), mounts)["fstype"]
+    return fstype if fstype in ("tmpfs", "ramfs") else None
 
 
 def is_excluded(path: str) -> bool:

@@ -1922,6 +1922,14 @@ def test_what_qubesd_takes_is_not_refused_for_its_type(formula, qubesd):
     assert formula.world.salt["ramboot_qubes.faults"]() == []
 
 
+def mounted(formula, fstype, name, uuid=None):
+    """A file system of its own in a directory of the root."""
+    place = formula.world.root / name
+    place.mkdir()
+    mount = {"source": "/dev/sdz1", "fstype": fstype, "fsroot": "/", "uuid": uuid}
+    formula.layout["findmnt"]["filesystems"].append({"target": str(place), **mount})
+
+
 def all_on_root(formula, qubesd, fstype):
     """As Qubes is installed where / is on no thin pool and can share blocks between files."""
     formula.layout["findmnt"]["filesystems"][0]["fstype"] = fstype
@@ -2228,8 +2236,8 @@ def test_a_save_qube_has_no_network_and_is_not_in_the_ram_pool(formula, qubesd):
 def test_a_save_qube_lies_in_the_default_pool_of_the_same_pillar_and_stays_there(
     formula, qubesd, key
 ):
-    (formula.world.root / "mnt").mkdir()
-    pool = {"dir_path": f"{formula.world.root}/mnt/usb", "on_root": True}
+    mounted(formula, "ext4", "mnt")
+    pool = {"dir_path": f"{formula.world.root}/mnt/usb"}
     pillar = {
         "file_pools": {"usb": pool},
         "default_pools": {key: "usb"},
@@ -2242,6 +2250,59 @@ def test_a_save_qube_lies_in_the_default_pool_of_the_same_pillar_and_stays_there
     del pillar["default_pools"]
     assert set(formula.good(pillar)["settings"]["changes"]) == {f"system: {key}"}
     assert not any(answer["changes"] for answer in formula.good().values())
+
+
+@pytest.mark.parametrize(
+    ("pillar", "pool", "lies"),
+    [
+        ({"default_pools": {"default_pool_private": "varlibqubes"}}, "varlibqubes", "ram"),
+        ({"save": {"pool": "varlibqubes"}}, "varlibqubes", "ram"),
+        ({"save": {"pool": "own"}}, "own", "vm-pool"),
+    ],
+)
+def test_a_save_qube_on_the_ram_root_is_refused(formula, pillar, pool, lies):
+    """Whichever pool is that of the others."""
+    own = {"own": {"dir_path": f"{formula.world.root}/srv/own", "on_root": True}}
+    (formula.world.root / "srv").mkdir()
+    ram = {"ram": {"dir_path": f"{formula.world.root}/srv/ram", "on_root": True}}
+    asked = {
+        "file_pools": {**own, **ram},
+        **pillar,
+        "save": {"save": {"template": "debian-12-xfce", **pillar.get("save", {})}},
+        "pool": lies,
+    }
+    assert check(formula, asked) == [
+        f"save:save: pool {pool} is on the RAM root, which is not kept; name one that is elsewhere"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fstype", "uuid", "said"),
+    [
+        ("btrfs", "same", "is on /, which a RAM session copies and forgets; set on_root: true"),
+        ("btrfs", "other", None),
+        ("ext4", None, None),
+        ("tmpfs", None, "is on tmpfs, which no boot keeps; choose a directory on a disk"),
+    ],
+)
+def test_a_pool_of_files_where_nothing_stays_is_refused(formula, fstype, uuid, said):
+    formula.layout["findmnt"]["filesystems"][0]["uuid"] = "same"
+    mounted(formula, fstype, "home", uuid)
+    path = f"{formula.world.root}/home/qubes"
+    asked = {"file_pools": {"p": {"dir_path": path}}}
+    if said is None:
+        formula.good(asked)
+    else:
+        (found,) = check(formula, asked)
+        assert found.startswith(f"file_pools:p: {path} {said}")
+
+
+@pytest.mark.parametrize("pool", ["vm-pool", "nonesuch"])
+@pytest.mark.parametrize("when", ["session", "always"])
+def test_aliases_for_a_pool_that_no_session_has_in_ram_are_refused(formula, pool, when):
+    (found,) = check(formula, {"pool": pool, "aliases": when})
+    assert pool in found
+    formula.good({"aliases": when})
 
 
 def test_a_save_qube_in_the_ram_pool_is_not_taken_for_good(formula, qubesd):
