@@ -189,7 +189,7 @@ def warnings() -> list[str]:
             " in a RAM session each start of a qube in it copies whole volumes; with the driver"
             " file none does"
         )
-    if budget()["pending_bytes"]:
+    if any(budget().values()):
         found += [
             f"with these qubes a RAM session on {backend} needs more RAM than dom0 gets:"
             f" {plan['says']}"
@@ -205,10 +205,9 @@ def _lacks_ram(backend: str, plan: dict[str, Any]) -> bool:
     """
     settings = __salt__["ramboot_config.load"]()
     boot = settings["boot"]
-    if boot["mode"] == "ask":
-        return backend == boot["backend"] and not plan["fits"]
-    if boot["mode"] == "off":
-        return backend in settings["grub"]["entries"] and not plan["fits"]
+    asked = [boot["backend"]] if boot["mode"] == "ask" else []
+    if backend in (*asked, *settings["grub"]["entries"]) and not plan["fits"]:
+        return True
     return backend == boot["mode"] and not plan["fits_ordinary"]
 
 
@@ -1168,10 +1167,28 @@ def _room_faults(look: _Look) -> list[str]:
         needed += max(0, look.volumes(source)["root"]["usage"] - old)
     if not needed or "size" not in config or "usage" not in config:
         return []
-    free = int(config["size"]) - int(config["usage"])
+    margin = __salt__["ramboot_config.defaults"]()["image_build"]["margin_mib"] << 20
+    # dom0 lives in the same file system, and what it keeps for root counts as free for qubesd
+    # (core-admin: qubes/storage/file.py, usage)
+    free = int(config["size"]) - int(config["usage"]) - margin - _reserved(config)
     if needed <= free:
         return []
-    return [f"pool {look.pool} has {free >> 20} MiB left, and the copies need {needed >> 20} MiB"]
+    left = max(0, free) >> 20
+    return [f"pool {look.pool} has {left} MiB left, and the copies need {needed >> 20} MiB"]
+
+
+def _reserved(config: dict[str, Any]) -> int:
+    """Bytes of the file system of a pool of files that only root gets."""
+    try:
+        there = os.statvfs(_nearest(config["dir_path"]))
+    except (KeyError, OSError):
+        return 0
+    return there.f_frsize * (there.f_bfree - there.f_bavail)
+
+
+def _nearest(place: str) -> str:
+    """A directory that is to be made stands for the one that it will be in."""
+    return place if os.path.isdir(place) else os.path.dirname(place)
 
 
 def _pool_to_come(look: _Look) -> dict[str, Any]:
@@ -1183,12 +1200,12 @@ def _pool_to_come(look: _Look) -> dict[str, Any]:
         return {}
     place = entry["dir_path"]
     try:
-        there = os.statvfs(place if os.path.isdir(place) else os.path.dirname(place))
+        there = os.statvfs(_nearest(place))
     except OSError:
         return {}
     used = there.f_blocks - there.f_bfree
     sizes = {"size": there.f_frsize * there.f_blocks, "usage": there.f_frsize * used}
-    return {"driver": entry["driver"], **sizes}
+    return {"driver": entry["driver"], "dir_path": place, **sizes}
 
 
 def _clone_bytes(look: _Look, source: str) -> int:
@@ -1930,7 +1947,7 @@ def _check_copy(name: str, source: str, before: dict[str, str]) -> None:
         raise CommandExecutionError(f"the root of {name} did not become that of {source}")
 
 
-def _do_refresh(name: str, source: str) -> None:
+def _do_refresh(name: str, source: str) -> list[str]:
     """Copy the root again; private volumes, of the clone and of what is based on it, stay."""
     look = _Look(_settings())
     if look.running_on(name):
@@ -1950,4 +1967,5 @@ def _do_refresh(name: str, source: str) -> None:
     # in this order: what is cut off between the two is copied once more
     __salt__["ramboot_qubes_record.made"](name, "templates", True, _Look(_settings()).states(name))
     __salt__["ramboot_qubesadmin.set_feature"](name, SOURCE, before["root"])
-    __salt__["ramboot_qubesadmin.update_menu"](name, source)
+    told = __salt__["ramboot_qubesadmin.update_menu"](name, source)
+    return [told] if told else []

@@ -30,6 +30,8 @@ class Formula:
         self.world, self.qubesd = world, qubesd
         for name in ("config", "preflight", "record", "qubes_record", "qubes_pools", "qubes"):
             self.qubes = world.module(f"ramboot_{name}")
+        # of the host's file system
+        self.reserved, self.qubes._reserved = self.qubes._reserved, lambda _config: 0
         self.states = world.state("ramboot_qubes")
         self.layout = yaml.safe_load((FIXTURES / "layout/qubes-default.yaml").read_text())
         world.salt["ramboot_preflight.root_layout"] = lambda: {
@@ -335,6 +337,23 @@ def test_menu_entries_that_could_not_be_made_are_told(formula, monkeypatch):
         "stderr": "no",
     }
     answer = formula.good(EXAMPLE)["qubes"]
+    assert f"{CLONE} has no menu entries: no" in answer["comment"].splitlines()
+
+
+def test_a_copy_made_anew_gets_the_menu_entries_of_what_is_in_it(formula, qubesd, monkeypatch):
+    """What was installed in its source since; none that could not be made is passed over."""
+    formula.good(EXAMPLE)
+    qubesd.update("debian-12-xfce", MIB)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    asked = []
+
+    def menus(command, **_options):
+        asked.append(command)
+        return {"retcode": 1, "stdout": "", "stderr": "no"}
+
+    formula.world.salt["cmd.run_all"] = menus
+    answer = formula.good()["qubes"]
+    assert asked == [["qvm-appmenus", "--init", "--update", "--source", "debian-12-xfce", CLONE]]
     assert f"{CLONE} has no menu entries: no" in answer["comment"].splitlines()
 
 
@@ -2114,7 +2133,7 @@ def test_a_pool_directory_that_is_a_link_is_refused(formula, qubesd):
 def test_nor_has_a_pool_that_the_same_run_adds_more_than_its_place(formula, qubesd, monkeypatch):
     path = formula.world.root / "srv/ram"
     path.parent.mkdir()
-    there = os.statvfs_result((4096, 4096, 25600, 256, 256, 0, 0, 0, 0, 255))
+    there = os.statvfs_result((4096, 4096, 256000, 131328, 131328, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda place: {str(path.parent): there}[place])
     asked = {"pool": "ram", "file_pools": {"ram": {"dir_path": str(path), "on_root": True}}}
     assert check(formula, {**EXAMPLE, **asked}) == [
@@ -2157,8 +2176,19 @@ def test_qubes_that_are_based_on_each_other_are_told_and_no_endless_question(for
 
 
 def test_a_pool_without_room_is_told_before_anything_is_copied(formula, qubesd):
-    qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=99 * MIB)
-    assert check(formula, EXAMPLE) == ["pool varlibqubes has 1 MiB left, and the copies need 3 MiB"]
+    # of the last 512 MiB dom0 lives
+    qubesd.pools["varlibqubes"].update(size=1000 * MIB, usage=486 * MIB)
+    assert check(formula, EXAMPLE) == ["pool varlibqubes has 2 MiB left, and the copies need 3 MiB"]
+    qubesd.pools["varlibqubes"].update(usage=484 * MIB)
+    formula.good(EXAMPLE)
+
+
+def test_what_the_file_system_keeps_for_root_is_no_room(formula, qubesd, monkeypatch):
+    qubesd.pools["varlibqubes"].update(size=1000 * MIB, usage=400 * MIB)
+    there = os.statvfs_result((4096, 4096, 256000, 153600, 131584, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(formula.qubes.os, "statvfs", lambda place: there)
+    formula.qubes._reserved = formula.reserved
+    assert check(formula, EXAMPLE) == ["pool varlibqubes has 2 MiB left, and the copies need 3 MiB"]
 
 
 @pytest.mark.parametrize(("driver", "needed"), [("file", 4), ("file-reflink", 7)])
@@ -2167,11 +2197,11 @@ def test_nor_is_a_root_copied_anew_where_it_would_not_fit(formula, qubesd, drive
     qubesd.pools["varlibqubes"]["driver"] = driver
     formula.good(EXAMPLE)
     qubesd.update("debian-12-xfce", 4 * MIB)
-    qubesd.pools["varlibqubes"].update(size=100 * MIB, usage=97 * MIB)
+    qubesd.pools["varlibqubes"].update(size=1000 * MIB, usage=485 * MIB)
     assert check(formula, EXAMPLE) == [
         f"pool varlibqubes has 3 MiB left, and the copies need {needed} MiB"
     ]
-    qubesd.pools["varlibqubes"].update(usage=93 * MIB)
+    qubesd.pools["varlibqubes"].update(usage=481 * MIB)
     formula.good()
 
 
@@ -2594,10 +2624,12 @@ def test_the_budget_counts_by_how_much_a_new_copy_is_larger(formula, qubesd):
         # the entry is there for that
         ({}, True, False, False),
         ({"mode": "zram"}, True, False, True),
-        ({"mode": "zram"}, False, True, False),
+        ({"mode": "zram"}, False, True, True),
         ({"mode": "off"}, False, False, True),
         ({"mode": "off", "backend": "tmpfs"}, True, False, False),
-        ({"backend": "image"}, False, False, False),
+        # its entry is in the menu all the same
+        ({"backend": "image"}, False, False, True),
+        ({"mode": "image"}, False, False, True),
     ],
 )
 def test_a_ram_session_that_would_not_fit_is_told_before(formula, boot, entry, ordinary, told):
@@ -2605,13 +2637,15 @@ def test_a_ram_session_that_would_not_fit_is_told_before(formula, boot, entry, o
     other = {"fits": False, "fits_ordinary": False, "says": "x"}
     formula.world.salt["ramboot.plan"] = lambda: {
         "zram": {"fits": entry, "fits_ordinary": ordinary, "says": says},
-        "image": {**other, "fits": True},
+        "image": {**other, "fits": True, "fits_ordinary": True},
         "tmpfs": other,
     }
     formula.pillar(EXAMPLE, boot=boot)
-    comment = formula.apply(test=True)["checked"]["comment"].splitlines()
     text = f"with these qubes a RAM session on zram needs more RAM than dom0 gets: {says}"
-    assert comment[1:] == ([text] if told else [])
+    # before and after
+    for test in (True, False, True):
+        comment = formula.apply(test=test)["checked"]["comment"].splitlines()
+        assert comment[1:] == ([text] if told else [])
 
 
 def test_a_qube_that_left_the_pillar_is_named(formula):
