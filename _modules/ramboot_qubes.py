@@ -72,6 +72,12 @@ HALTED = (("property", "template"), ("volume", "root rw"))
 # qubes/vm/__init__.py, setter_disposable_template, of 4.4; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
+# Setting it starts disposables at once (core-admin: qubes/vm/mix/dvmtemplate.py,
+# on_feature_set_preload_dispvm_max). They keep what they were given of their template when they
+# were made, these groups (qubes/vm/dispvm.py, __init__): only of its volumes and properties qubesd
+# notices a change (is_preload_outdated).
+PRELOADS = "preload-dispvm-max"
+KEPT_BY_PRELOADED = ("feature", "tag", "firewall")
 # Features that say what is in a template's root: copied again with it. Others of like names, such
 # as gui-videoram-min, are settings. (core-admin: qubes/ext/core_features.py, services.py,
 # supported_features.py, windows.py, qubes/api/misc.py; client: qubesadmin/tools/qvm_template.py,
@@ -232,7 +238,8 @@ def pending(part: str) -> list[dict[str, Any]]:
     if not wanted():
         return []
     look = _Look(_settings())
-    return {"pools": _pool_steps, "qubes": _qube_steps, "settings": _settings_steps}[part](look)
+    parts = {"pools": _pool_steps, "qubes": _qube_steps, "settings": _settings_steps}
+    return _around_preloaded(look, parts[part](look))
 
 
 def budget() -> dict[str, int]:
@@ -324,7 +331,8 @@ def undo_pending() -> dict[str, Any]:
 
 def apply(part: str) -> list[str]:
     """
-    Change what `pending` lists, in its order; networks after all qubes are made.
+    Change what `pending` lists, in its order; networks, and disposables that are preloaded, after
+    all qubes are made.
 
     part
         as in `pending`.
@@ -347,7 +355,8 @@ def apply(part: str) -> list[str]:
         making = any(step["do"][0] == "make" for step in steps)
         for step in steps:
             # what is made just now may still have another network than it will have
-            if not (making and _sets_netvm(step)):
+            late = _sets_netvm(step) or _sets_preloads(step) and step["new"] != "0"
+            if not (making and late):
                 notes += _do(step)
     return notes
 
@@ -416,7 +425,7 @@ class _Look:
             template = self.qubes[other]["template"]
             if other in self.preloaded(template):
                 # one that is halted comes back
-                holder = self._once("preload_holder", template)
+                holder = self.preload_holder(template)
                 other += f" (preloaded: set preload-dispvm-max of {holder} to 0)"
             told.append(other)
         return ", ".join(told)
@@ -436,6 +445,9 @@ class _Look:
         qubes/vm/dispvm.py, is_preload).
         """
         return self.features(name).get("preload-dispvm", "").split(" ") if name else []
+
+    def preload_holder(self, template: str) -> str:
+        return self._once("preload_holder", template)
 
     def bases(self, name: str) -> list[str]:
         """The qube's template, that one's template, and so on."""
@@ -1265,8 +1277,10 @@ def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[i
     """To sort by. What names a qube comes late: that may be made, or given what it needs for it, in
     the same run; and only when nobody names it any more can that be taken from it. Each network
     comes after those that it will go through: by then they end, and qubesd refuses every step that
-    closes a loop, be it for a moment.
+    closes a loop, be it for a moment. Disposables are preloaded when all else is set.
     """
+    if _sets_preloads(step):
+        return 4, 0
     depth = len(_way(step["do"][1], will_be)) if _sets_netvm(step) else 0
     if (enables := _enables(step)) is not None:
         return 0 if enables else 3, 0
@@ -1291,6 +1305,46 @@ def _names_a_qube(step: dict[str, Any]) -> bool:
 
 def _sets_netvm(step: dict[str, Any]) -> bool:
     return _names_a_qube(step) and step["do"][2:4] == ["property", "netvm"]
+
+
+def _sets_preloads(step: dict[str, Any]) -> bool:
+    action, *about = step["do"]
+    return action in ("set", "change", "put_back") and about[1:3] == ["feature", PRELOADS]
+
+
+def _around_preloaded(look: _Look, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With a first step that takes disposables away which were made before what they keep of their
+    template changes, and a last one that has them started again.
+    """
+    gone = {step["do"][1] for step in steps if step["do"][0] == "remove"}
+    counts: dict[str, str] = {}
+    for step in steps:
+        action, *about = step["do"]
+        keeps = action in ("set", "change", "put_back") and about[1] in KEPT_BY_PRELOADED
+        # no disposable is made of dom0, and some end meanwhile
+        template = keeps and look.qubes.get(about[0], {"class": "AdminVM"})["class"] != "AdminVM"
+        if not template or _sets_preloads(step):
+            continue
+        holder = look.preload_holder(about[0])
+        count = look.features(holder).get(PRELOADS, "")
+        if holder not in gone and count.strip("0"):
+            counts[holder] = count
+    first, last = [], []
+    for name, count in counts.items():
+        ours = look.settings.get(look.kind_of(name) or "", {}).get(name, {"features": {}})
+        new = next((step for step in steps if _sets_preloads(step) and step["do"][1] == name), None)
+        about = [name, "feature", PRELOADS]
+        if PRELOADS in ours["features"]:
+            # a run that is cut off between both leaves nothing that the next would not set
+            off, on = ["set", *about, "0"], ["set", *about, count]
+        elif new is not None:
+            off, on = ["change", *about, count, "0"], []
+        else:
+            off, on = ["hold", name, count], ["release", name, count]
+        first.append(_step(f"{name}: preloaded disposables", count, "0", off))
+        if new is None:
+            last.append(_step(f"{name}: preloaded disposables again", "0", count, on))
+    return [*first, *steps, *last]
 
 
 def _networks_above(look: _Look, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -1523,6 +1577,7 @@ def _undo(look: _Look) -> dict[str, Any]:
             left.append(f"{name} has no mark of ramboot, may be yours, and is left as it is")
         if look.standing(name) in ("absent", "foreign"):
             steps.append(_step(f"record of {name}", "present", None, ["forget_made", name]))
+    steps = _around_preloaded(look, steps)
     return {"faults": found, "steps": steps, "left": left, "forget": forget}
 
 
@@ -1791,6 +1846,28 @@ def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> 
     __salt__["ramboot_qubes_record.done"](name, group, key)
 
 
+def _do_hold(name: str, count: str) -> None:
+    """Preload none for now; the record has what to put back after a run that is cut off."""
+    noted = _noted_preloads(name)
+    if noted and not _as_set(count, noted):
+        # the value is somebody else's since
+        __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
+    _do_change(name, "feature", PRELOADS, count, "0")
+
+
+def _do_release(name: str, count: str) -> None:
+    _do_change(name, "feature", PRELOADS, "0", count)
+    noted = _noted_preloads(name)
+    if noted and noted["old"] == count:
+        __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
+
+
+def _noted_preloads(name: str) -> dict[str, Any] | None:
+    settings = __salt__["ramboot_qubes_record.read"]()["settings"]
+    about = (name, "feature", PRELOADS)
+    return next((i for i in settings if (i["qube"], i["group"], i["key"]) == about), None)
+
+
 def _do_put_back(name: str | None, group: str, key: str, old: Any) -> None:
     _do_set(name, group, key, old)
     __salt__["ramboot_qubes_record.forget"](name, group, key)
@@ -1816,6 +1893,8 @@ def _do_make(
         for group, key, value in values:
             # the template is given at creation, and another qube of ours is named last of all
             later = key in QUBE_VALUED and value != name and _Look(_settings()).kind_of(value)
+            # preloaded are disposables of what is whole
+            later = later or (group, key) == ("feature", PRELOADS)
             if (group, key) != ("property", "template") and not later:
                 _do_set(name, group, key, value)
         look = _Look(_settings())
