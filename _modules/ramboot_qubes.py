@@ -494,6 +494,13 @@ class _Look:
     def devices(self, name: str) -> dict[str, dict[str, str]]:
         return self._once("devices", name)
 
+    def pci_devices(self) -> dict[str, str | None]:
+        """Those of dom0; none where qubesd can't tell, which is no reason to refuse any."""
+        try:
+            return self._once("pci_devices")
+        except CommandExecutionError:
+            return {}
+
     def backends(self, name: str) -> list[str]:
         return self._once("backends", name)
 
@@ -921,6 +928,7 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
         found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
     if cls == "AdminVM" and entry["firewall"] is not None:
         found.append(f"{where}:firewall: {name} has no network and no firewall")
+    found += _pci_faults(look, kind, name, entry)
     if kind == "save":
         if entry["properties"].get("netvm"):
             found.append(f"{where}:properties:netvm: a save qube has no network")
@@ -934,6 +942,60 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     if kind == "settings" and entry["template"] and entry["template"] not in known:
         found.append(f"{where}:template: there is no qube {entry['template']}")
     return found
+
+
+def _pci_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:
+    """What speaks against devices that it does not have yet. 4.3 assigns any, and refuses the start
+    of a qube that lacks one (core-admin: qubes/vm/qubesvm.py, start); 4.2 assigns none to a qube in
+    pvh mode (release4.2: qubes/ext/pci.py, on_device_pre_attached_pci).
+    """
+    where = f"{kind}:{name}:pci"
+    made = look.standing(name) not in ("absent", "half")
+    there = look.devices(name) if entry.get("pci") and made else {}
+    new = [port for port in entry.get("pci", {}) if port not in there]
+    known = look.pci_devices() if new else {}
+    found = []
+    for port in new:
+        if known and port not in known:
+            # by its place on the bus, as 4.2 calls it
+            near = [key for key, place in known.items() if place == _place(port)]
+            near = near or difflib.get_close_matches(port, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "qvm-pci lists those it has"
+            found.append(f"{where}:{port}: dom0 has no such PCI device; {hint}")
+    if new and not look.pci_while_running() and _virt_mode(look, name) == "pvh":
+        found.append(f"{where}: a qube in pvh mode gets no PCI device; set virt_mode: hvm as well")
+    return found
+
+
+def _place(port: str) -> str:
+    return f"0000:{port.replace('_', ':')}"
+
+
+def _virt_mode(look: _Look, name: str, above: tuple[str, ...] = ()) -> str:
+    """In which its first device finds it, once its properties are set (core-admin:
+    qubes/vm/qubesvm.py, _default_virt_mode); "" where that can't be told. `above` are based on it:
+    they may have their device before settings of others are set.
+    """
+    kinds = (*KINDS,) if above else (*KINDS, "settings")
+    entries = [entry for kind in kinds if (entry := look.settings[kind].get(name))]
+    for entry in entries:
+        if asked := entry["properties"].get("virt_mode"):
+            return str(asked).lower()
+    there = name in look.qubes and look.standing(name) != "half"
+    if there and "virt_mode" not in look.property_names(name):
+        return ""
+    if there and look.value(name, "virt_mode") != {"value": "pvh", "default": True}:
+        return look.value(name, "virt_mode")["value"] or ""
+    source = None if there else next((e["source"] for e in entries if "source" in e), None)
+    if source in look.qubes:
+        # what follows the default there does here
+        now = look.value(source, "virt_mode")
+        return "pvh" if now["default"] else now["value"]
+    base = next((entry["template"] for entry in entries if entry.get("template")), None)
+    base = base or (look.qubes[name]["template"] if there else None)
+    if base is None or base in above or not (there or entries):
+        return "pvh" if there else ""
+    return _virt_mode(look, base, (*above, name))
 
 
 def _models(look: _Look, name: str, cls: str) -> list[str]:

@@ -2573,8 +2573,87 @@ def test_devices_go_before_the_mode_that_they_need(formula, qubesd):
     assert qubesd.qubes["sys-net"]["properties"]["virt_mode"] == "pvh"
 
 
+@pytest.mark.parametrize(
+    ("release", "port", "hint"),
+    [
+        ("4.3", "00_15.0", "did you mean 00_14.0 or 00_1f.6?"),
+        # what 4.2 calls it
+        ("4.3", "01_00.0", "did you mean 00_1c.0-00_00.0?"),
+        ("4.2", "00_1f.3", "did you mean 00_1f.6 or 00_14.0?"),
+        ("4.3", "c3_ea.7", "qvm-pci lists those it has"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["settings", "app_qubes"])
+def test_a_pci_device_that_dom0_does_not_have_is_told(formula, qubesd, kind, release, port, hint):
+    qubesd.release = release
+    name = "sys-net" if kind == "settings" else "sys-usb"
+    entry = {"pci": {port: [], "00_14.0": []}, "properties": {"virt_mode": "hvm"}}
+    given = entry if kind == "settings" else {"template": CLONE, **entry}
+    asked = {**EXAMPLE, kind: {name: given}}
+    formula.pillar(asked)
+    before = formula.snapshot()
+    assert check(formula, asked) == [
+        f"{kind}:{name}:pci:{port}: dom0 has no such PCI device; {hint}"
+    ]
+    assert formula.snapshot() == before
+
+
+def test_a_pci_device_that_a_qube_has_may_be_gone_by_now(formula, qubesd):
+    asked = {"settings": {"sys-net": {"pci": {"00_14.0": []}}}}
+    formula.good(asked)
+    del qubesd.hardware["00_14.0"]
+    formula.good(asked)
+
+
+@pytest.mark.parametrize("how", ["none", "refused"])
+def test_where_no_pci_devices_are_listed_none_is_refused(formula, qubesd, how):
+    if how == "none":
+        qubesd.hardware.clear()
+    else:
+        formula.fail("admin.vm.device.pci.Available")
+    formula.good({"settings": {"sys-net": {"pci": {"00_15.0": []}}}})
+
+
+PVH = "pci: a qube in pvh mode gets no PCI device; set virt_mode: hvm as well"
+
+
+def test_42_gives_a_qube_that_stays_in_pvh_mode_no_device(formula, qubesd):
+    qubesd.release = "4.2"
+    device, hvm = {"pci": {"00_14.0": []}}, {"properties": {"virt_mode": "HVM"}}
+    based = {
+        "app_qubes": {"sys-usb": {"template": CLONE, **device}},
+        "disposables": {"disp-usb": {"template": DVM, "pci": {"00_1f.6": []}}},
+    }
+    told = [f"app_qubes:sys-usb:{PVH}", f"disposables:disp-usb:{PVH}"]
+    asked = {**EXAMPLE, **based, "settings": {"sys-net": device}}
+    assert check(formula, asked) == [*told, f"settings:sys-net:{PVH}"]
+    asked["settings"]["sys-net"] = device | hvm
+    assert check(formula, asked) == told
+    # they have that of what they are based on
+    asked["templates"] = {CLONE: {**EXAMPLE["templates"][CLONE], **hvm}}
+    formula.good(asked)
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
+    # of a qube that is there too
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce")
+    for more in ({}, {"debian-12-xfce": hvm}):
+        both = {**asked, "settings": {"mine": device, **more}}
+        assert check(formula, both) == [f"settings:mine:{PVH}"]
+    # the source is in that mode for its devices, which a clone does not get
+    qubesd.qubes["debian-12-xfce"]["pci"]["00_1f.6"] = {}
+    alone = {"alone": {"source": "debian-12-xfce", **device}}
+    assert check(formula, {**asked, "standalones": alone}) == [f"standalones:alone:{PVH}"]
+    qubesd.qubes["debian-12-xfce"]["properties"]["virt_mode"] = "hvm"
+    formula.good({**asked, "standalones": alone})
+
+
+def test_43_gives_a_qube_in_pvh_mode_a_device(formula):
+    formula.good({"settings": {"sys-net": {"pci": {"00_14.0": []}}}})
+
+
 def test_42_takes_no_device_from_a_running_qube(formula, qubesd):
     qubesd.release = "4.2"
+    qubesd.qubes["sys-net"]["properties"]["virt_mode"] = "hvm"
     formula.good({"settings": {"sys-net": {"pci": {"00_14.0": []}}}})
     qubesd.run("sys-net")
     assert formula.absent()["comment"].splitlines() == [
