@@ -353,7 +353,7 @@ def orphans(remove: str | None = None) -> dict[str, Any]:
 
     Returns {"orphans": [{"what": "VG/LV" or a directory, "kind": "volume" | "directory", "qube":
     name, "bytes": int, "made": text}], "token": text or None} or, after a deletion, {"removed":
-    [what]}.
+    [what]}. In a session on a stale image there is no token, and `note` says why.
 
     Raises CommandExecutionError when qubesd or LVM can't be asked, in a RAM session, with another
     token than the listing's, and when something can't be deleted.

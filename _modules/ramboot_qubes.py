@@ -72,6 +72,12 @@ HALTED = (("property", "template"), ("volume", "root rw"))
 # qubes/vm/__init__.py, setter_disposable_template, of 4.4; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
+# Setting it starts disposables at once (core-admin: qubes/vm/mix/dvmtemplate.py,
+# on_feature_set_preload_dispvm_max). They keep what they were given of their template when they
+# were made, these groups (qubes/vm/dispvm.py, __init__): only of its volumes and properties qubesd
+# notices a change (is_preload_outdated).
+PRELOADS = "preload-dispvm-max"
+KEPT_BY_PRELOADED = ("feature", "tag", "firewall")
 # Features that say what is in a template's root: copied again with it. Others of like names, such
 # as gui-videoram-min, are settings. (core-admin: qubes/ext/core_features.py, services.py,
 # supported_features.py, windows.py, qubes/api/misc.py; client: qubesadmin/tools/qvm_template.py,
@@ -235,7 +241,8 @@ def pending(part: str) -> list[dict[str, Any]]:
     if not wanted():
         return []
     look = _Look(_settings())
-    return {"pools": _pool_steps, "qubes": _qube_steps, "settings": _settings_steps}[part](look)
+    parts = {"pools": _pool_steps, "qubes": _qube_steps, "settings": _settings_steps}
+    return _around_preloaded(look, parts[part](look))
 
 
 def budget() -> dict[str, int]:
@@ -327,7 +334,8 @@ def undo_pending() -> dict[str, Any]:
 
 def apply(part: str) -> list[str]:
     """
-    Change what `pending` lists, in its order; networks after all qubes are made.
+    Change what `pending` lists, in its order; networks, and disposables that are preloaded, after
+    all qubes are made.
 
     part
         as in `pending`.
@@ -350,7 +358,8 @@ def apply(part: str) -> list[str]:
         making = any(step["do"][0] == "make" for step in steps)
         for step in steps:
             # what is made just now may still have another network than it will have
-            if not (making and _sets_netvm(step)):
+            late = _sets_netvm(step) or _sets_preloads(step) and step["new"] != "0"
+            if not (making and late):
                 notes += _do(step)
     return notes
 
@@ -419,7 +428,7 @@ class _Look:
             template = self.qubes[other]["template"]
             if other in self.preloaded(template):
                 # one that is halted comes back
-                holder = self._once("preload_holder", template)
+                holder = self.preload_holder(template)
                 other += f" (preloaded: set preload-dispvm-max of {holder} to 0)"
             told.append(other)
         return ", ".join(told)
@@ -439,6 +448,9 @@ class _Look:
         qubes/vm/dispvm.py, is_preload).
         """
         return self.features(name).get("preload-dispvm", "").split(" ") if name else []
+
+    def preload_holder(self, template: str) -> str:
+        return self._once("preload_holder", template)
 
     def bases(self, name: str) -> list[str]:
         """The qube's template, that one's template, and so on."""
@@ -484,6 +496,13 @@ class _Look:
 
     def devices(self, name: str) -> dict[str, dict[str, str]]:
         return self._once("devices", name)
+
+    def pci_devices(self) -> dict[str, str | None]:
+        """Those of dom0; none where qubesd can't tell, which is no reason to refuse any."""
+        try:
+            return self._once("pci_devices")
+        except CommandExecutionError:
+            return {}
 
     def backends(self, name: str) -> list[str]:
         return self._once("backends", name)
@@ -927,6 +946,7 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
         found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
     if cls == "AdminVM" and entry["firewall"] is not None:
         found.append(f"{where}:firewall: {name} has no network and no firewall")
+    found += _pci_faults(look, kind, name, entry)
     if kind == "save":
         if entry["properties"].get("netvm"):
             found.append(f"{where}:properties:netvm: a save qube has no network")
@@ -944,6 +964,60 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
     if kind == "settings" and entry["template"] and entry["template"] not in known:
         found.append(f"{where}:template: there is no qube {entry['template']}")
     return found
+
+
+def _pci_faults(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[str]:
+    """What speaks against devices that it does not have yet. 4.3 assigns any, and refuses the start
+    of a qube that lacks one (core-admin: qubes/vm/qubesvm.py, start); 4.2 assigns none to a qube in
+    pvh mode (release4.2: qubes/ext/pci.py, on_device_pre_attached_pci).
+    """
+    where = f"{kind}:{name}:pci"
+    made = look.standing(name) not in ("absent", "half")
+    there = look.devices(name) if entry.get("pci") and made else {}
+    new = [port for port in entry.get("pci", {}) if port not in there]
+    known = look.pci_devices() if new else {}
+    found = []
+    for port in new:
+        if known and port not in known:
+            # by its place on the bus, as 4.2 calls it
+            near = [key for key, place in known.items() if place == _place(port)]
+            near = near or difflib.get_close_matches(port, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "qvm-pci lists those it has"
+            found.append(f"{where}:{port}: dom0 has no such PCI device; {hint}")
+    if new and not look.pci_while_running() and _virt_mode(look, name) == "pvh":
+        found.append(f"{where}: a qube in pvh mode gets no PCI device; set virt_mode: hvm as well")
+    return found
+
+
+def _place(port: str) -> str:
+    return f"0000:{port.replace('_', ':')}"
+
+
+def _virt_mode(look: _Look, name: str, above: tuple[str, ...] = ()) -> str:
+    """In which its first device finds it, once its properties are set (core-admin:
+    qubes/vm/qubesvm.py, _default_virt_mode); "" where that can't be told. `above` are based on it:
+    they may have their device before settings of others are set.
+    """
+    kinds = (*KINDS,) if above else (*KINDS, "settings")
+    entries = [entry for kind in kinds if (entry := look.settings[kind].get(name))]
+    for entry in entries:
+        if asked := entry["properties"].get("virt_mode"):
+            return str(asked).lower()
+    there = name in look.qubes and look.standing(name) != "half"
+    if there and "virt_mode" not in look.property_names(name):
+        return ""
+    if there and look.value(name, "virt_mode") != {"value": "pvh", "default": True}:
+        return look.value(name, "virt_mode")["value"] or ""
+    source = None if there else next((e["source"] for e in entries if "source" in e), None)
+    if source in look.qubes:
+        # what follows the default there does here
+        now = look.value(source, "virt_mode")
+        return "pvh" if now["default"] else now["value"]
+    base = next((entry["template"] for entry in entries if entry.get("template")), None)
+    base = base or (look.qubes[name]["template"] if there else None)
+    if base is None or base in above or not (there or entries):
+        return "pvh" if there else ""
+    return _virt_mode(look, base, (*above, name))
 
 
 def _models(look: _Look, name: str, cls: str) -> list[str]:
@@ -1305,8 +1379,10 @@ def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[i
     """To sort by. What names a qube comes late: that may be made, or given what it needs for it, in
     the same run; and only when nobody names it any more can that be taken from it. Each network
     comes after those that it will go through: by then they end, and qubesd refuses every step that
-    closes a loop, be it for a moment.
+    closes a loop, be it for a moment. Disposables are preloaded when all else is set.
     """
+    if _sets_preloads(step):
+        return 4, 0
     depth = len(_way(step["do"][1], will_be)) if _sets_netvm(step) else 0
     if (enables := _enables(step)) is not None:
         return 0 if enables else 3, 0
@@ -1331,6 +1407,46 @@ def _names_a_qube(step: dict[str, Any]) -> bool:
 
 def _sets_netvm(step: dict[str, Any]) -> bool:
     return _names_a_qube(step) and step["do"][2:4] == ["property", "netvm"]
+
+
+def _sets_preloads(step: dict[str, Any]) -> bool:
+    action, *about = step["do"]
+    return action in ("set", "change", "put_back") and about[1:3] == ["feature", PRELOADS]
+
+
+def _around_preloaded(look: _Look, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With a first step that takes disposables away which were made before what they keep of their
+    template changes, and a last one that has them started again.
+    """
+    gone = {step["do"][1] for step in steps if step["do"][0] == "remove"}
+    counts: dict[str, str] = {}
+    for step in steps:
+        action, *about = step["do"]
+        keeps = action in ("set", "change", "put_back") and about[1] in KEPT_BY_PRELOADED
+        # no disposable is made of dom0, and some end meanwhile
+        template = keeps and look.qubes.get(about[0], {"class": "AdminVM"})["class"] != "AdminVM"
+        if not template or _sets_preloads(step):
+            continue
+        holder = look.preload_holder(about[0])
+        count = look.features(holder).get(PRELOADS, "")
+        if holder not in gone and count.strip("0"):
+            counts[holder] = count
+    first, last = [], []
+    for name, count in counts.items():
+        ours = look.settings.get(look.kind_of(name) or "", {}).get(name, {"features": {}})
+        new = next((step for step in steps if _sets_preloads(step) and step["do"][1] == name), None)
+        about = [name, "feature", PRELOADS]
+        if PRELOADS in ours["features"]:
+            # a run that is cut off between both leaves nothing that the next would not set
+            off, on = ["set", *about, "0"], ["set", *about, count]
+        elif new is not None:
+            off, on = ["change", *about, count, "0"], []
+        else:
+            off, on = ["hold", name, count], ["release", name, count]
+        first.append(_step(f"{name}: preloaded disposables", count, "0", off))
+        if new is None:
+            last.append(_step(f"{name}: preloaded disposables again", "0", count, on))
+    return [*first, *steps, *last]
 
 
 def _networks_above(look: _Look, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -1563,6 +1679,7 @@ def _undo(look: _Look) -> dict[str, Any]:
             left.append(f"{name} has no mark of ramboot, may be yours, and is left as it is")
         if look.standing(name) in ("absent", "foreign"):
             steps.append(_step(f"record of {name}", "present", None, ["forget_made", name]))
+    steps = _around_preloaded(look, steps)
     return {"faults": found, "steps": steps, "left": left, "forget": forget}
 
 
@@ -1831,6 +1948,28 @@ def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> 
     __salt__["ramboot_qubes_record.done"](name, group, key)
 
 
+def _do_hold(name: str, count: str) -> None:
+    """Preload none for now; the record has what to put back after a run that is cut off."""
+    noted = _noted_preloads(name)
+    if noted and not _as_set(count, noted):
+        # the value is somebody else's since
+        __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
+    _do_change(name, "feature", PRELOADS, count, "0")
+
+
+def _do_release(name: str, count: str) -> None:
+    _do_change(name, "feature", PRELOADS, "0", count)
+    noted = _noted_preloads(name)
+    if noted and noted["old"] == count:
+        __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
+
+
+def _noted_preloads(name: str) -> dict[str, Any] | None:
+    settings = __salt__["ramboot_qubes_record.read"]()["settings"]
+    about = (name, "feature", PRELOADS)
+    return next((i for i in settings if (i["qube"], i["group"], i["key"]) == about), None)
+
+
 def _do_put_back(name: str | None, group: str, key: str, old: Any) -> None:
     _do_set(name, group, key, old)
     __salt__["ramboot_qubes_record.forget"](name, group, key)
@@ -1856,6 +1995,8 @@ def _do_make(
         for group, key, value in values:
             # the template is given at creation, and another qube of ours is named last of all
             later = key in QUBE_VALUED and value != name and _Look(_settings()).kind_of(value)
+            # preloaded are disposables of what is whole
+            later = later or (group, key) == ("feature", PRELOADS)
             if (group, key) != ("property", "template") and not later:
                 _do_set(name, group, key, value)
         look = _Look(_settings())

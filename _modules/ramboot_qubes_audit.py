@@ -35,6 +35,8 @@ _LV = re.compile(r"(?P<base>vm-.+-(?:root|private|volatile))(?:-snap|-import|-\d
 _FILE = re.compile(r"(root|private|volatile)(?:-[a-z]+)?\.img")
 # Of a qube (qubes/vm/__init__.py, validate_name).
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
+# What the boot notes of it (ramboot-image.sh, image_stale).
+_STALE = re.compile(r"the image of (?P<made>\S+) is stale")
 
 
 def __virtual__() -> str:
@@ -97,13 +99,20 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
     rows += _new_qubes(lies)
     left, named = _left_over(pools, strict=False)
-    told_of = ((left, "of {}, which is no more"),
-               (named, "bears the name of qube {}, which does not have it"))  # fmt: skip
-    rows += [
-        _row(f"left over {item['what']}", told.format(item["qube"]), _left_verdict(item, mounts))
-        for items, told in told_of
-        for item in items
-    ]
+    image = _stale_image(mounts)
+    for item in [*left, *named]:
+        verdict = _left_verdict(item, mounts)
+        # what is in RAM came with the image
+        known = image is None or verdict == "ram"
+        if item in left:
+            told = (
+                "which is no more" if known else f"not known to {image}; may be a qube made since"
+            )
+            told = f"of {item['qube']}, {told}"
+        else:
+            told = f"bears the name of qube {item['qube']}, which does not have it"
+            told += "" if known else f" in {image}; may have it since"
+        rows.append(_row(f"left over {item['what']}", told, verdict if known else "unknown"))
     worst = __salt__["ramboot_audit.worst"]([row["verdict"] for row in rows], of_none="ram")
     told = f"{stateless} of {stateless + others} keep nothing outside of RAM"
     return [*rows, _row("qubes", told, worst)]
@@ -119,6 +128,8 @@ def orphans() -> dict[str, Any]:
     Returns {"orphans": [{"what": "VG/LV" or a directory, "kind": "volume" | "directory", "qube":
     its name, "bytes": int, "made": LVM's time, or when a directory was last changed in ns since
     1970, both as text}], "token": text that `remove_orphans` wants, or None where there are none}.
+    In a session on a stale image there is no token, and `note` says that some may be of qubes that
+    were made since.
 
     Raises CommandExecutionError when qubesd or LVM can't be asked.
 
@@ -129,7 +140,13 @@ def orphans() -> dict[str, Any]:
         qubesctl ramboot_qubes_audit.orphans
     """
     found = _orphans(__salt__["ramboot_qubesadmin.pools"]())
-    return {"orphans": found, "token": _token(found) if found else None}
+    listed = {"orphans": found, "token": _token(found) if found else None}
+    if found and __salt__["ramboot_preflight.session_fault"]():
+        image = _stale_image(__salt__["ramboot_preflight.root_layout"]()["mounts"])
+        if image:
+            note = f"their qubes are not known to {image}; may be qubes made since"
+            return {**listed, "token": None, "note": note}
+    return listed
 
 
 def remove_orphans(token: str) -> list[str]:
@@ -262,6 +279,15 @@ def _session(mounts: list[dict[str, Any]]) -> dict[str, Any]:
     mount = __salt__["ramboot_qubes_pools.mount_of"](os.path.realpath(path), mounts)
     good = isinstance(noted, dict) and mount["fstype"] == "tmpfs"
     return noted if good and (noted.get("schema"), noted.get("session")) == (1, "ram") else {}
+
+
+def _stale_image(mounts: list[dict[str, Any]]) -> str | None:
+    """The image of this session, in words, if the system had changed since it was built: qubesd
+    knows the qubes of that day.
+    """
+    noted = _session(mounts)
+    match = noted.get("backend") == "image" and _STALE.search(str(noted.get("reason")))
+    return f"this image (built {match['made']})" if match else None
 
 
 def _was_left_behind(file: str, mounts: list[dict[str, Any]]) -> bool:

@@ -1633,6 +1633,173 @@ def test_a_refresh_tells_how_to_be_rid_of_preloaded_disposables(formula, qubesd,
     ]
 
 
+# Preloaded disposables
+
+MAX = "preload-dispvm-max"
+
+
+@pytest.fixture
+def given(formula, qubesd, monkeypatch):
+    """(qube, what it was given, value) in this order; features alone have a value."""
+    found = []
+
+    def watch(function):
+        real = formula.world.salt[f"ramboot_qubesadmin.{function}"]
+
+        def call(name, *about):
+            real(name, *about)
+            found.append((name, *about) if function == "set_feature" else (name, function))
+
+        monkeypatch.setitem(formula.world.salt, f"ramboot_qubesadmin.{function}", call)
+
+    for function in ("set_feature", "set_tag", "set_firewall", "set_property"):
+        watch(function)
+    return found
+
+
+def test_disposables_are_preloaded_when_all_else_of_their_template_is_set(formula, qubesd, given):
+    asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
+    asked["disposable_templates"][DVM] = {
+        "template": CLONE,
+        # set in the second pass
+        "properties": {"netvm": "sys-ram"},
+        "features": {MAX: 2},
+        "services": {"cups": False},
+        "tags": ["mine"],
+        "firewall": FIREWALL,
+    }
+    asked["app_qubes"] = {
+        "sys-ram": {"template": CLONE, "properties": {"provides_network": True}},
+    }
+    formula.good(asked)
+    of_it = [about[1:] for about in given if about[0] == DVM]
+    assert of_it[-1] == (MAX, "2")
+    assert of_it.count((MAX, "2")) == 1
+    whole = of_it.index(("ramboot-made", f"whole disposable_templates {DVM}"))
+    assert of_it.index(("set_firewall",)) < whole < len(of_it) - 2
+    before = formula.snapshot()
+    assert not any(answer["changes"] for answer in formula.good().values())
+    assert formula.snapshot() == before
+    # one that is there, while another is made
+    asked["disposable_templates"][DVM] |= {"firewall": ["action=drop"], "features": {MAX: 3}}
+    asked["app_qubes"]["work"] = {"template": CLONE}
+    asked["disposable_templates"][DVM]["properties"] = {"netvm": "work"}
+    asked["app_qubes"]["work"]["properties"] = {"provides_network": True}
+    given.clear()
+    formula.good(asked)
+    of_it = [about[1:] for about in given if about[0] == DVM]
+    assert of_it == [(MAX, "0"), ("set_firewall",), ("set_property",), (MAX, "3")]
+
+
+@pytest.mark.parametrize("holder", [DVM, "dom0"])
+def test_preloaded_disposables_are_made_anew_when_what_they_keep_changes(
+    formula, qubesd, given, holder
+):
+    asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
+    formula.good(asked)
+    record = formula.snapshot()[1]
+    if holder == "dom0":
+        qubesd.system["default_dispvm"] = DVM
+        qubesd.features[MAX] = "2"
+    else:
+        qubesd.qubes[DVM]["features"][MAX] = "2"
+    for more in ({"services": {"cups": True}}, {"tags": ["x"]}, {"firewall": ["action=drop"]}):
+        asked["disposable_templates"][DVM] = {"template": CLONE, **more}
+        given.clear()
+        changes = formula.good(asked)["qubes"]["changes"]
+        assert [about for about in given if MAX in about] == [given[0], given[-1]]
+        assert (given[0], given[-1]) == ((holder, MAX, "0"), (holder, MAX, "2"))
+        assert len(given) == 3
+        assert list(changes)[0] == f"{holder}: preloaded disposables"
+        assert list(changes)[-1] == f"{holder}: preloaded disposables again"
+        # the number is nothing of ours
+        assert formula.snapshot()[1] == record
+    # qubesd itself notices other properties
+    asked["disposable_templates"][DVM] |= {"properties": {"memory": 500}}
+    given.clear()
+    formula.good(asked)
+    assert given == [(DVM, "set_property")]
+
+
+def test_a_number_of_the_pillars_is_the_same_after(formula, given):
+    asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
+    asked["disposable_templates"][DVM] = {"template": CLONE, "features": {MAX: 2}}
+    formula.good(asked)
+    record = formula.snapshot()[1]
+    asked["disposable_templates"][DVM]["tags"] = ["x"]
+    given.clear()
+    formula.good(asked)
+    assert given == [(DVM, MAX, "0"), (DVM, "set_tag"), (DVM, MAX, "2")]
+    assert formula.snapshot()[1] == record
+
+
+THEIRS = "default-dvm"
+
+
+@pytest.mark.parametrize("before", [None, "1", "2"])
+@pytest.mark.parametrize("after", [None, 2, 3])
+def test_preloaded_disposables_of_somebody_elses_template(formula, qubesd, given, before, after):
+    features = qubesd.qubes[THEIRS]["features"]
+    if before:
+        features[MAX] = before
+    original = dict(features)
+    asked = {"firewall": FIREWALL, "tags": ["x"], "services": {"cups": False}}
+    asked["features"] = {MAX: after} if after else {}
+    formula.good({"settings": {THEIRS: asked}})
+    numbers = [about[2] for about in given if about[1] == MAX]
+    assert numbers == ["0"] * bool(before) + [str(after or before)] * bool(after or before)
+    if before:
+        assert given[0] == (THEIRS, MAX, "0")
+    if numbers:
+        assert given[-1] == (THEIRS, MAX, str(after or before))
+    assert not any(answer["changes"] for answer in formula.good().values())
+    given.clear()
+    dry = formula.absent(test=True)
+    answer = formula.absent()
+    assert (answer["result"], answer["changes"]) == (True, dry["changes"])
+    assert qubesd.qubes[THEIRS]["features"] == original
+    assert formula.snapshot()[1] is None
+    if before or after:
+        assert given[0] == (THEIRS, MAX, "0")
+        assert given[-1] == (THEIRS, MAX, before)
+
+
+def test_a_number_that_somebody_set_since_is_theirs(formula, qubesd):
+    asked = {"features": {MAX: 2}}
+    formula.good({"settings": {THEIRS: asked}})
+    qubesd.qubes[THEIRS]["features"][MAX] = "5"
+    formula.good({"settings": {THEIRS: {"tags": ["x"]}}})
+    assert qubesd.qubes[THEIRS]["features"][MAX] == "5"
+    assert formula.absent()["result"] is True
+    assert qubesd.qubes[THEIRS]["features"][MAX] == "5"
+
+
+@pytest.mark.parametrize("whose", [THEIRS, DVM, "dom0"])
+@pytest.mark.parametrize("then", ["apply", "absent"])
+def test_a_run_that_is_cut_off_while_none_are_preloaded(formula, qubesd, whose, then):
+    asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
+    formula.good(asked)
+    template = THEIRS if whose == "dom0" else whose
+    kept = qubesd.features if whose == "dom0" else qubesd.qubes[whose]["features"]
+    kept[MAX] = "2"
+    if whose == DVM:
+        asked["disposable_templates"][DVM] = {"template": CLONE, "firewall": FIREWALL}
+    else:
+        asked["settings"] = {template: {"firewall": FIREWALL}}
+    formula.fail("admin.vm.firewall.Set", template)
+    assert not all(answer["result"] for answer in formula.apply(asked).values())
+    assert kept[MAX] == "0"
+    qubesd.fault = None
+    if then == "apply":
+        formula.good()
+        assert kept[MAX] == "2"
+        assert not any(answer["changes"] for answer in formula.good().values())
+    answer = formula.absent()
+    assert answer["result"] is True, answer
+    assert whose == DVM or kept[MAX] == "2"
+    assert formula.snapshot()[1] is None
+
+
 @pytest.mark.parametrize("left", ["half of it", "nothing"])
 @pytest.mark.parametrize("then", ["apply", "absent"])
 def test_a_refresh_that_is_cut_off_leaves_nobodys_data(formula, qubesd, left, then):
@@ -2497,8 +2664,87 @@ def test_devices_go_before_the_mode_that_they_need(formula, qubesd):
     assert qubesd.qubes["sys-net"]["properties"]["virt_mode"] == "pvh"
 
 
+@pytest.mark.parametrize(
+    ("release", "port", "hint"),
+    [
+        ("4.3", "00_15.0", "did you mean 00_14.0 or 00_1f.6?"),
+        # what 4.2 calls it
+        ("4.3", "01_00.0", "did you mean 00_1c.0-00_00.0?"),
+        ("4.2", "00_1f.3", "did you mean 00_1f.6 or 00_14.0?"),
+        ("4.3", "c3_ea.7", "qvm-pci lists those it has"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["settings", "app_qubes"])
+def test_a_pci_device_that_dom0_does_not_have_is_told(formula, qubesd, kind, release, port, hint):
+    qubesd.release = release
+    name = "sys-net" if kind == "settings" else "sys-usb"
+    entry = {"pci": {port: [], "00_14.0": []}, "properties": {"virt_mode": "hvm"}}
+    given = entry if kind == "settings" else {"template": CLONE, **entry}
+    asked = {**EXAMPLE, kind: {name: given}}
+    formula.pillar(asked)
+    before = formula.snapshot()
+    assert check(formula, asked) == [
+        f"{kind}:{name}:pci:{port}: dom0 has no such PCI device; {hint}"
+    ]
+    assert formula.snapshot() == before
+
+
+def test_a_pci_device_that_a_qube_has_may_be_gone_by_now(formula, qubesd):
+    asked = {"settings": {"sys-net": {"pci": {"00_14.0": []}}}}
+    formula.good(asked)
+    del qubesd.hardware["00_14.0"]
+    formula.good(asked)
+
+
+@pytest.mark.parametrize("how", ["none", "refused"])
+def test_where_no_pci_devices_are_listed_none_is_refused(formula, qubesd, how):
+    if how == "none":
+        qubesd.hardware.clear()
+    else:
+        formula.fail("admin.vm.device.pci.Available")
+    formula.good({"settings": {"sys-net": {"pci": {"00_15.0": []}}}})
+
+
+PVH = "pci: a qube in pvh mode gets no PCI device; set virt_mode: hvm as well"
+
+
+def test_42_gives_a_qube_that_stays_in_pvh_mode_no_device(formula, qubesd):
+    qubesd.release = "4.2"
+    device, hvm = {"pci": {"00_14.0": []}}, {"properties": {"virt_mode": "HVM"}}
+    based = {
+        "app_qubes": {"sys-usb": {"template": CLONE, **device}},
+        "disposables": {"disp-usb": {"template": DVM, "pci": {"00_1f.6": []}}},
+    }
+    told = [f"app_qubes:sys-usb:{PVH}", f"disposables:disp-usb:{PVH}"]
+    asked = {**EXAMPLE, **based, "settings": {"sys-net": device}}
+    assert check(formula, asked) == [*told, f"settings:sys-net:{PVH}"]
+    asked["settings"]["sys-net"] = device | hvm
+    assert check(formula, asked) == told
+    # they have that of what they are based on
+    asked["templates"] = {CLONE: {**EXAMPLE["templates"][CLONE], **hvm}}
+    formula.good(asked)
+    assert not any(answer["changes"] for answer in formula.good(asked).values())
+    # of a qube that is there too
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "mine", "red", template="debian-12-xfce")
+    for more in ({}, {"debian-12-xfce": hvm}):
+        both = {**asked, "settings": {"mine": device, **more}}
+        assert check(formula, both) == [f"settings:mine:{PVH}"]
+    # the source is in that mode for its devices, which a clone does not get
+    qubesd.qubes["debian-12-xfce"]["pci"]["00_1f.6"] = {}
+    alone = {"alone": {"source": "debian-12-xfce", **device}}
+    assert check(formula, {**asked, "standalones": alone}) == [f"standalones:alone:{PVH}"]
+    qubesd.qubes["debian-12-xfce"]["properties"]["virt_mode"] = "hvm"
+    formula.good({**asked, "standalones": alone})
+
+
+def test_43_gives_a_qube_in_pvh_mode_a_device(formula):
+    formula.good({"settings": {"sys-net": {"pci": {"00_14.0": []}}}})
+
+
 def test_42_takes_no_device_from_a_running_qube(formula, qubesd):
     qubesd.release = "4.2"
+    qubesd.qubes["sys-net"]["properties"]["virt_mode"] = "hvm"
     formula.good({"settings": {"sys-net": {"pci": {"00_14.0": []}}}})
     qubesd.run("sys-net")
     assert formula.absent()["comment"].splitlines() == [

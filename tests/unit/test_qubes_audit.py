@@ -754,6 +754,49 @@ def test_what_is_left_over_is_listed_and_nothing_else(dom0, qubesd):
     )
 
 
+STALE = "the image of 2026-05-01T10:00:00Z is stale: changed since: packages or kernels"
+BUILT = "this image (built 2026-05-01T10:00:00Z)"
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        {"backend": "image", "reason": f"the disk is write-protected; {STALE}"},
+        {"backend": "image", "reason": None},
+        # it was copied instead
+        {"backend": "zram", "reason": f"{STALE}; the root was copied (zram) instead"},
+        None,
+    ],
+    ids=str,
+)
+def test_what_a_stale_image_does_not_know_may_be_of_qubes_made_since(dom0, qubesd, noted):
+    top = leave(dom0, qubesd)
+    dom0.lv("vm-default-dvm-private", pool_lv="vm-pool")
+    qubesd.qubes["default-dvm"]["volumes"]["private"]["vid"] = "qubes_dom0/other"
+    token = dom0.audit.orphans()["token"]
+    if noted:
+        noted_in_ram(dom0, disk="attached", **noted)
+        dom0.world.salt["ramboot_preflight.session_fault"] = lambda: "this is a RAM session"
+        # as those of the boot are
+        dom0.world.salt["ramboot_audit.booted"] = lambda: 0
+    found, listed = dom0.rows(), dom0.audit.orphans()
+    gone = found["left over qubes_dom0/vm-gone-private"]
+    other = found["left over qubes_dom0/vm-default-dvm-private"]
+    assert [item["qube"] for item in listed["orphans"]] == ["gone-too", "a-b", "gone", "gone"]
+    if noted and noted["backend"] == "image" and noted["reason"]:
+        assert gone == ("unknown", f"of gone, not known to {BUILT}; may be a qube made since")
+        words = "bears the name of qube default-dvm, which does not have it in"
+        assert other == ("unknown", f"{words} {BUILT}; may have it since")
+        # this is the image's own
+        assert found[f"left over {top}/appvms/gone-too"] == ("ram", "of gone-too, which is no more")
+        note = f"their qubes are not known to {BUILT}; may be qubes made since"
+        assert (listed["token"], listed["note"]) == (None, note)
+    else:
+        assert gone == ("trace", "of gone, which is no more")
+        assert other == ("trace", "bears the name of qube default-dvm, which does not have it")
+        assert (listed["token"], "note" in listed) == (token, False)
+
+
 def test_what_bears_the_name_of_a_qube_that_does_not_have_it_is_told_and_kept(dom0, qubesd):
     """Made in a RAM session in vm-pool, and anew in a persistent boot in another pool."""
     add = sys.modules["qubesadmin"].Qubes().add_new_vm

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -452,6 +453,20 @@ def test_a_pci_device_is_assigned_changed_and_taken_away(seam, app):
     assert seam.devices(app) == {"00_1f.7": {}}
     seam.set_device(app, "00_1f.7", None)
     assert seam.devices(app) == {}
+
+
+def test_the_pci_devices_of_dom0_are_called_as_those_that_a_qube_has(seam, template, app):
+    found = seam.pci_devices()
+    assert found
+    assert "00_1f.7" not in found
+    assert {port for name in seam.qubes() for port in seam.devices(name)} <= {*found}
+    for place in found.values():
+        assert place is None or re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", place)
+    first = next(iter(found))
+    if not (found[first] is None or first in seam.devices(NETVM)):
+        seam.set_device(app, first, {})
+        assert list(seam.devices(app)) == [first]
+        seam.set_device(app, first, None)
 
 
 def test_a_pci_device_that_was_named_stays_the_one_that_it_was(seam, app):

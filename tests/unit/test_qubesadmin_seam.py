@@ -74,6 +74,10 @@ def test_devices_by_the_api_of_42(world, monkeypatch):
     module.WORLD.release = "4.2"
     populate(module.WORLD, world.root)
     seam = world.module("ramboot_qubesadmin")
+    assert seam.pci_devices() == {"00_14.0": None, "00_1f.6": None, "01_00.0": None}
+    with pytest.raises(CommandExecutionError, match="to VM in pvh mode"):
+        seam.set_device("sys-net", "00_14.0", {})
+    seam.set_property("sys-net", "virt_mode", "hvm")
     seam.set_device("sys-net", "00_14.0", {"no-strict-reset": "True"})
     assert module.WORLD.qubes["sys-net"]["pci"] == {"00_14.0": {"no-strict-reset": "True"}}
     assert seam.devices("sys-net") == {"00_14.0": {"no-strict-reset": "True"}}

@@ -74,8 +74,13 @@ DRIVERS = {
     "lvm_thin": ("volume_group", "thin_pool", "revisions_to_keep", "ephemeral_volatile"),
     "linux-kernel": ("dir_path",),
 }
-# PCI devices that the machine has; 4.3 assigns others too, for they may come later
-HARDWARE = ("00_14.0", "00_1f.6")
+# PCI devices that the machine has, with their place on the bus, by which 4.2 calls them; 4.3
+# assigns others too, for they may come later
+HARDWARE = {
+    "00_14.0": "0000:00:14.0",
+    "00_1f.6": "0000:00:1f.6",
+    "00_1c.0-00_00.0": "0000:01:00.0",
+}
 SIZES = {"root": 10 << 30, "private": 2 << 30, "volatile": 10 << 30}
 
 
@@ -95,6 +100,7 @@ class World:
         # of dom0
         self.features = {}
         self.dom0 = {}
+        self.hardware = dict(HARDWARE)
         self.fault = None
         self.calls = []
         # apparent pool volume contents of pools without files: {"pool vid": bytes allocated}
@@ -625,6 +631,10 @@ class QubesVM:
             return self.app.domains.get_blind(value) if value else None
         if value is None and kind in ("int", "bool"):
             raise AttributeError(key)
+        if key == "virt_mode" and self.property_is_default(key):
+            # core: qubes/vm/qubesvm.py, _default_virt_mode
+            template = self.app.domains[qube["template"]] if qube["template"] else None
+            return "hvm" if qube["pci"] else template.virt_mode if template else value
         return value
 
     def __setattr__(self, key, value):
@@ -894,6 +904,15 @@ class _DevicesBase:
 class _Devices43(_DevicesBase):
     """client v4.3: qubesadmin/devices.py, DeviceCollection."""
 
+    def get_exposed_devices(self):
+        from qubesadmin.device_protocol import DeviceInfo, Port
+
+        WORLD.call("admin.vm.device.pci.Available", self._name)
+        for port, place in WORLD.hardware.items() if self._name == "dom0" else ():
+            info = DeviceInfo(Port(Qubes().domains["dom0"], port, "pci"), "0x8086:0x9d2f::p0c0330")
+            info.data["sbdf"] = place
+            yield info
+
     def get_assigned_devices(self):
         from qubesadmin.device_protocol import DeviceAssignment, Port, VirtualDevice
 
@@ -932,11 +951,21 @@ class _Devices42(_DevicesBase):
         for port, options in self._pci().items():
             yield DeviceAssignment(dom0, port, options, persistent=True)
 
+    def available(self):
+        from qubesadmin.devices import DeviceInfo
+
+        WORLD.call("admin.vm.device.pci.Available", self._name)
+        for place in WORLD.hardware.values() if self._name == "dom0" else ():
+            ident = place.removeprefix("0000:").replace(":", "_")
+            yield DeviceInfo(Qubes().domains["dom0"], "pci", ident)
+
     def attach(self, assignment):
         assert assignment.persistent
-        if assignment.ident not in HARDWARE:
-            # core v4.2: qubes/ext/pci.py
+        # core v4.2: qubes/ext/pci.py, on_device_pre_attached_pci
+        if f"0000:{assignment.ident.replace('_', ':')}" not in WORLD.hardware.values():
             raise exc.QubesException(f"Invalid PCI device: {assignment.ident}")
+        if Qubes().domains[self._name].virt_mode == "pvh":
+            raise exc.QubesException("Can't attach PCI device to VM in pvh mode")
         self._put(assignment.ident, assignment.options)
 
     def detach(self, assignment):

@@ -23,6 +23,15 @@ class VirtualDevice:
     device_id: str = "*"
 
 
+@dataclass(frozen=True)
+class DeviceInfo(VirtualDevice):
+    data: dict = field(default_factory=dict)
+
+    @property
+    def port_id(self):
+        return self.port.port_id
+
+
 @dataclass
 class DeviceAssignment:
     virtual_device: VirtualDevice
