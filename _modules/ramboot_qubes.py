@@ -195,6 +195,11 @@ def warnings() -> list[str]:
             " in a RAM session each start of a qube in it copies whole volumes; with the driver"
             " file none does"
         )
+    if look.settings["save"] and "snapshot" in __salt__["ramboot_config.backends"]():
+        kept = ", ".join(sorted(look.settings["save"]))
+        found.append(
+            f"what is put into {kept} in a RAM session on snapshot is forgotten, as all is there"
+        )
     if any(budget().values()):
         found += [
             f"with these qubes a RAM session on {backend} needs more RAM than dom0 gets:"
@@ -889,10 +894,12 @@ def _pools_wanted(look: _Look, kind: str, entry: dict[str, Any]) -> dict[str, st
 
 
 def _forgotten(look: _Look, pool: str | None) -> str | None:
-    """Where a pool of files lies, if that goes with a RAM session or with any."""
-    path = {**look.settings["file_pools"], **look.pools}[pool].get("dir_path")
-    if not path:
+    """Where a pool of files has its app qubes, if that goes with a RAM session or with any."""
+    config = {**look.settings["file_pools"], **look.pools}[pool]
+    folders = __salt__["ramboot_qubes_pools.folders_of"](config)
+    if not folders:
         return None
+    path = folders[0]
     if fstype := __salt__["ramboot_qubes_pools.in_memory"](path):
         return fstype
     return "the RAM root" if __salt__["ramboot_qubes_pools.on_root"](path) else None

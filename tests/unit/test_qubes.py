@@ -2473,6 +2473,24 @@ def test_a_save_qube_on_the_ram_root_is_refused(formula, pillar, pool, lies):
     ]
 
 
+def test_a_save_qube_lies_where_a_link_in_its_pool_leads(formula):
+    mounted(formula, "ext4", "mnt")
+    (formula.world.root / "mnt/usb").mkdir()
+    (formula.world.root / "mnt/usb/appvms").symlink_to(formula.world.root)
+    pool = {"usb": {"dir_path": f"{formula.world.root}/mnt/usb"}}
+    asked = {"file_pools": pool, "save": {"save": {"template": "debian-12-xfce", "pool": "usb"}}}
+    (found,) = check(formula, asked)
+    assert found.startswith("save:save: pool usb is on the RAM root")
+
+
+@pytest.mark.parametrize(("entries", "told"), [(["snapshot"], True), (["zram"], False)])
+def test_sessions_that_forget_the_save_qube_too_are_named(formula, entries, told):
+    formula.pillar({"save": {"save": {"template": "debian-12-xfce"}}}, grub={"entries": entries})
+    comment = formula.apply(test=True)["checked"]["comment"]
+    forgotten = "what is put into save in a RAM session on snapshot is forgotten, as all is there"
+    assert (forgotten in comment) == told
+
+
 @pytest.mark.parametrize(
     ("fstype", "uuid", "said"),
     [
