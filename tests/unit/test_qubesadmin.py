@@ -474,14 +474,17 @@ def test_a_pci_device_that_was_named_stays_the_one_that_it_was(seam, app):
 
     protocol = pytest.importorskip("qubesadmin.device_protocol", exc_type=ImportError)
     qubes = qubesadmin.Qubes()
-    port = protocol.Port(qubes.domains["dom0"], "00_1f.7", "pci")
+    # qubesd compares a named one with what is in its place (core: qubes/api/admin.py,
+    # load_device_info), and gives no answer where nothing is
+    place = next(iter(seam.pci_devices()))
+    port = protocol.Port(qubes.domains["dom0"], place, "pci")
     device = protocol.VirtualDevice(port, "0x8086:0x9d71::p040300")
     given = protocol.DeviceAssignment(device, mode="required")
     qubes.domains[app].devices["pci"].assign(given)
-    seam.set_device(app, "00_1f.7", {"no-strict-reset": "True"})
+    seam.set_device(app, place, {"no-strict-reset": "True"})
     (found,) = qubesadmin.Qubes().domains[app].devices["pci"].get_assigned_devices()
     assert found.virtual_device.device_id == "0x8086:0x9d71::p040300"
-    assert seam.devices(app) == {"00_1f.7": {"no-strict-reset": "True"}}
+    assert seam.devices(app) == {place: {"no-strict-reset": "True"}}
 
 
 # Pools and the system

@@ -925,13 +925,24 @@ class _Devices43(_DevicesBase):
     def assign(self, assignment):
         if assignment.mode != "required":
             raise exc.QubesValueError("PCI devices cannot be assigned as not required.")
+        self._compared(assignment)
         self._put(assignment.port_id, assignment.options)
         if assignment.virtual_device.device_id != "*":
             named = WORLD.qubes[self._name].setdefault("pci_ids", {})
             named[assignment.port_id] = assignment.virtual_device.device_id
 
     def unassign(self, assignment):
+        self._compared(assignment)
         self._take(assignment.port_id)
+
+    @staticmethod
+    def _compared(assignment):
+        """core: qubes/api/admin.py, load_device_info, and qubes/ext/pci.py, _load_desc: what is not
+        there is an error that nobody expects.
+        """
+        named = assignment.virtual_device.device_id != "*"
+        if named and assignment.port_id not in WORLD.hardware:
+            raise exc.QubesDaemonAccessError
 
     def attach(self, _assignment):
         raise exc.QubesValueError("PCI devices cannot be attached manually")
