@@ -148,7 +148,8 @@ def assert_persistent(
         assert reason in dom0.succeed("journalctl -b -t ramboot -o cat")
     # nothing of ours is left behind
     assert "ramboot" not in dom0.succeed("dmsetup ls")
-    assert dom0.succeed("cat /sys/class/block/{vda*,dm-*}/ro | sort -u") == "0"
+    # and all that the root lies on takes writes
+    assert dom0.succeed("lsblk -sno RO $(findmnt -vno SOURCE /) | sort -u").split() == ["0"]
     assert settled(dom0) == "running", dom0.succeed(FAILED_UNITS)
 
 
