@@ -1396,29 +1396,30 @@ def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[i
     return 2 if _names_a_qube(step) else 1, depth
 
 
+def _setting(step: dict[str, Any]) -> tuple[Any, ...]:
+    """What a step sets: qube, group, key, value; each None of a step that sets nothing."""
+    action, *about = step["do"]
+    return (*about[:3], about[-1]) if action in ("set", "change", "put_back") else (None,) * 4
+
+
 def _enables(step: dict[str, Any]) -> bool | None:
     """Whether a step gives a qube what others need to name it, or takes it; None of any other."""
-    action, *about = step["do"]
-    if action not in ("set", "change", "put_back") or about[1] != "property":
-        return None
-    key, value = about[2], about[-1]
-    if key not in ENABLING:
+    _name, group, key, value = _setting(step)
+    if group != "property" or key not in ENABLING:
         return None
     return (value["value"] if isinstance(value, dict) else value) == "True"
 
 
 def _names_a_qube(step: dict[str, Any]) -> bool:
-    action, *about = step["do"]
-    return action in ("set", "change", "put_back") and about[2] in QUBE_VALUED
+    return _setting(step)[2] in QUBE_VALUED
 
 
 def _sets_netvm(step: dict[str, Any]) -> bool:
-    return _names_a_qube(step) and step["do"][2:4] == ["property", "netvm"]
+    return _setting(step)[1:3] == ("property", "netvm")
 
 
 def _sets_preloads(step: dict[str, Any]) -> bool:
-    action, *about = step["do"]
-    return action in ("set", "change", "put_back") and about[1:3] == ["feature", PRELOADS]
+    return _setting(step)[1:3] == ("feature", PRELOADS)
 
 
 def _around_preloaded(look: _Look, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -1428,13 +1429,13 @@ def _around_preloaded(look: _Look, steps: list[dict[str, Any]]) -> list[dict[str
     gone = {step["do"][1] for step in steps if step["do"][0] == "remove"}
     counts: dict[str, str] = {}
     for step in steps:
-        action, *about = step["do"]
-        keeps = action in ("set", "change", "put_back") and about[1] in KEPT_BY_PRELOADED
+        changed, group, _key, _value = _setting(step)
+        keeps = group in KEPT_BY_PRELOADED
         # no disposable is made of dom0, and some end meanwhile
-        template = keeps and look.qubes.get(about[0], {"class": "AdminVM"})["class"] != "AdminVM"
+        template = keeps and look.qubes.get(changed, {"class": "AdminVM"})["class"] != "AdminVM"
         if not template or _sets_preloads(step):
             continue
-        holder = look.preload_holder(about[0])
+        holder = look.preload_holder(changed)
         count = look.features(holder).get(PRELOADS, "")
         if holder not in gone and count.strip("0"):
             counts[holder] = count
