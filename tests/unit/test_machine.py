@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pexpect
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vm import build, cpio, grubcfg, phases, toolbox
+from vm import build, conftest, cpio, grubcfg, phases, toolbox
 from vm.console import Console, ConsoleError, EmulatorError, Transcript, plain
 from vm.disk import Disk
 from vm.machine import CommandError, Machine
@@ -376,7 +377,7 @@ def test_a_disk_is_made_anew_when_what_makes_it_changes(
     anew: set[str],
 ) -> None:
     @contextlib.contextmanager
-    def there_already(_target: Path) -> Iterator[None]:
+    def there_already(_target: Path, uses: Path | None = None) -> Iterator[None]:
         yield None
 
     def kept() -> dict[str, str]:
@@ -402,7 +403,68 @@ def test_phases_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert phases.table() == ""
     phases.add("boot", 2.0)
     phases.add("boot", 3.5)
-    assert phases.table().splitlines()[1].split() == ["boot", "2", "5.5", "3.5"]
+    phases.take({"boot": [1.0], "power off": [4.0]})
+    assert [line.split() for line in phases.table().splitlines()[1:]] == [
+        ["boot", "3", "6.5", "3.5"],
+        ["power", "off", "1", "4.0", "4.0"],
+    ]
+
+
+class Item(NamedTuple):
+    """What the order goes by of pytest's own."""
+
+    path: Path
+    name: str
+    fixturenames: tuple[str, ...]
+
+
+def test_the_files_take_turns_and_the_applied_disk_is_made_beside_what_can_do_without() -> None:
+    items = [
+        Item(Path(f"{file}.py"), name, fixtures)
+        for file, name, fixtures in (
+            ("test_new", "n1", ()),
+            ("test_roots", "r1", ()),
+            ("test_roots", "r2", ()),
+            ("test_faults", "f1", ()),
+            ("test_faults", "f2", ("applied_disk",)),
+            ("test_snapshot", "s1", ("applied_disk",)),
+            ("test_ram_session", "a1", ("applied_disk",)),
+            ("test_ram_session", "a2", ("applied_disk",)),
+        )
+    ]
+    conftest.pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+    assert [item.name for item in items] == ["a1", "f1", "r1", "n1", "s1", "r2", "a2", "f2"]
+
+
+PHASES_CONFTEST = """
+import sys
+sys.path.insert(0, {tests!r})
+from vm.conftest import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown
+"""
+PHASES_TESTS = """
+from vm import phases
+def test_one(): phases.add("boot", 2.0)
+def test_two(): phases.add("boot", 3.5)
+"""
+
+
+@pytest.mark.parametrize("processes", [(), ("-n", "1"), ("-n", "2")])
+def test_where_the_minutes_of_all_processes_went(
+    tmp_path: Path, processes: tuple[str, ...]
+) -> None:
+    tests = str(Path(__file__).parents[1])
+    (tmp_path / "conftest.py").write_text(PHASES_CONFTEST.format(tests=tests))
+    (tmp_path / "test_it.py").write_text(PHASES_TESTS)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *processes],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("boot "))
+    assert row.split() == ["boot", "2", "5.5", "3.5"]
 
 
 LATE = """
@@ -431,9 +493,10 @@ def test_not_begun(): assert False
 """
 
 
+@pytest.mark.parametrize("processes", [(), ("-n", "1")])
 @pytest.mark.parametrize(("failing", "code"), [(False, 0), (True, 1)])
 def test_after_the_deadline_nothing_begins_and_what_was_left_is_named(
-    tmp_path: Path, failing: bool, code: int
+    tmp_path: Path, failing: bool, code: int, processes: tuple[str, ...]
 ) -> None:
     (tmp_path / "late.py").write_text(LATE.format(tests=str(Path(__file__).parents[1])))
     shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path / "conftest.py")
@@ -443,7 +506,11 @@ def test_after_the_deadline_nothing_begins_and_what_was_left_is_named(
     tests = LATE_TESTS if failing else LATE_TESTS.replace("def test_fails(): assert False\n", "")
     (inner / "test_it.py").write_text(tests)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--rootdir", ".", "vm"],
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--rootdir", "."),
+            *processes,
+            "vm",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "RAMBOOT_NO_SKIP": "yes"},
         capture_output=True,

@@ -103,11 +103,12 @@ def code_of(*functions: Callable[..., object]) -> str:
 
 
 @contextlib.contextmanager
-def _made_once(target: Path) -> Iterator[Path | None]:
+def _made_once(target: Path, uses: Path | None = None) -> Iterator[Path | None]:
     """Yield a place to build in, to be renamed to `target`; None when it is there already. One
-    builder at a time.
+    builder at a time of the same target, or of all that change `uses` to build theirs.
     """
-    with (target.parent / ".lock").open("w", encoding="ascii") as lock:
+    busy = uses or target
+    with (busy.parent / f".{busy.name}.lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
             yield None
@@ -326,7 +327,7 @@ def initramfs(
     made_from = [text, *options, directory.parent.name, directory.name, made_by]
     key = fingerprint(module, GUEST / "initramfs", extra="\n".join(made_from))
     target = cache_dir() / f"initramfs-{key}.img"
-    with _made_once(target) as place:
+    with _made_once(target, uses=directory) as place:
         if place is not None:
             inside = directory / "usr/lib/dracut/modules.d/50ramboot"
             shutil.rmtree(inside, ignore_errors=True)

@@ -39,14 +39,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files take turns: each one's first test, then each one's second, and so on. Files that
     are not in ORDER come last in a turn.
+
+    In a turn, those that need the applied disk follow the others, but for the first of all: while
+    it makes that disk, other processes run tests that can do without.
     """
     turns: Counter[Path] = Counter()
-    places: dict[pytest.Item, tuple[int, int]] = {}
+    places: dict[pytest.Item, tuple[int, bool, int]] = {}
     for item in items:
         file = ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER)
-        places[item] = turns[item.path], file
+        applied = "applied_disk" in getattr(item, "fixturenames", ())
+        places[item] = turns[item.path], applied, file
         turns[item.path] += 1
     items.sort(key=places.__getitem__)
+    makes_it = next((item for item in items if places[item][1]), None)
+    if makes_it:
+        items.remove(makes_it)
+        items.insert(0, makes_it)
 
 
 def results_dir() -> Path:
@@ -114,6 +122,17 @@ def pytest_runtest_makereport(
                     (f"console of {one.name}", one.console.transcript.last_lines())
                 )
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands on where its minutes went."""
+    if handed := getattr(session.config, "workeroutput", None):
+        handed["phases"] = phases.booked()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    phases.take(getattr(node, "workeroutput", {}).get("phases", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

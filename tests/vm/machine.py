@@ -58,6 +58,7 @@ class Machine:
         results: Path,
         *,
         memory_mib: int = 4096,
+        processors: int = 1,
         payload: Path | None = None,
         payload_writable: bool = False,
         read_only: bool = False,
@@ -65,13 +66,15 @@ class Machine:
         clock: str | None = None,
         read_error: int | None = None,
     ) -> None:
-        """`payload`: a file that becomes a second drive, read-only unless `payload_writable`.
-        `graphics`: a screen for `screenshot`. `clock`: what the hardware's clock says at each
-        power-on. `read_error`: the disk's 512-byte sector that can't be read.
+        """`processors`: of the machine; the host emulates each by one of its own. `payload`: a file
+        that becomes a second drive, read-only unless `payload_writable`. `graphics`: a screen for
+        `screenshot`. `clock`: what the hardware's clock says at each power-on. `read_error`: the
+        disk's 512-byte sector that can't be read.
         """
         self.name = name
         self.results = results
         self.memory_mib = memory_mib
+        self._processors = processors
         self.base = disk
         self._payload = payload
         self._payload_writable = payload_writable
@@ -352,7 +355,7 @@ class Machine:
                 "-m",
                 str(self.memory_mib),
                 "-smp",
-                "2",
+                str(self._processors),
             ),
             # without a network card, CD and floppy drives, whose drivers every boot would load
             "-nodefaults",

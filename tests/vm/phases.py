@@ -15,6 +15,17 @@ def add(name: str, seconds: float) -> None:
     _SECONDS.setdefault(name, []).append(seconds)
 
 
+def booked() -> dict[str, list[float]]:
+    """All that this process has booked, for another to `take`."""
+    return _SECONDS
+
+
+def take(others: dict[str, list[float]]) -> None:
+    """Book what another process has."""
+    for name, seconds in others.items():
+        _SECONDS.setdefault(name, []).extend(seconds)
+
+
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
     """Book the time that the block takes, whether it succeeds or not."""
