@@ -257,16 +257,16 @@ swaps_off() {
 
 # closed_specs DIRECTORY: what crypttab there names and the session does not open. Encrypted swap is swap.
 closed_specs() {
-    local name source key options
+    local name source key options swap
     [ -f "$1/etc/crypttab" ] || return 0
     while read -r name source key options || [ -n "$name" ]; do
         case $name in '' | '#'*) continue ;; esac
         on_disk "$source" '' || continue
-        case $CONF_swap,,$options, in
-            keep,*) ! may_use "$source" || continue ;;
-            *,swap,*) ;;
-            *) ! may_use "$source" || continue ;;
+        case ,$options, in
+            *,swap,*) swap=$CONF_swap ;;
+            *) swap=keep ;;
         esac
+        [ "$swap" != keep ] || ! may_use "$source" || continue
         printf '%s\n' "$source"
     done < "$1/etc/crypttab"
 }
