@@ -26,6 +26,7 @@ QUBES = "/var/lib/qubes"
 # device-mapper doubles the hyphens of either name (lvm2: libdm, dm_build_dm_name).
 _VOLUME = re.compile(r"/dev/mapper/((?:[^-]|--)+)-(?!-)")
 _RAM_DISK = re.compile(r"z?ram\d+")
+_KEPT = ", not on the device of /: a RAM session would go on writing to it; move it to /"
 
 
 def faults() -> list[str]:
@@ -251,6 +252,7 @@ def _with_root(layout: dict[str, Any], source: str) -> bool:
 def _elsewhere(layout: dict[str, Any], rule: dict[str, list[str]]) -> list[str]:
     """System directories that a RAM session would go on writing to the disk."""
     found = []
+    others = {}
     for mount in layout["mounts"]:
         target, source = mount["target"], mount["source"] or ""
         on_disk = source.startswith("/dev/") or mount["fstype"] == "zfs"
@@ -259,10 +261,26 @@ def _elsewhere(layout: dict[str, Any], rule: dict[str, list[str]]) -> list[str]:
         if any(_below(target, apart) for apart in rule["apart"]):
             continue
         if any(_below(target, system) for system in rule["system"]):
-            found.append(
-                f"{target} is on {source}, not on the device of /: a RAM session would go on"
-                " writing to it; move it to /"
-            )
+            found.append(f"{target} is on {source}{_KEPT}")
+        else:
+            others[target] = source
+    for link in _links(rule["system"]):
+        place = os.path.realpath(link)
+        for target, source in others.items():
+            if _below(place, target):
+                found.append(f"{link} leads to {place} on {source}{_KEPT}")
+    return found
+
+
+def _links(directories: list[str]) -> list[str]:
+    """Those of these directories that are links; of the others what lies in them and is one."""
+    found = []
+    for directory in directories:
+        if os.path.islink(directory):
+            found.append(directory)
+        elif os.path.isdir(directory):
+            with os.scandir(directory) as entries:
+                found += sorted(entry.path for entry in entries if entry.is_symlink())
     return found
 
 

@@ -1325,6 +1325,36 @@ def test_a_system_directory_that_is_bound_from_another_volume_or_a_units_is_refu
     assert (done.stdout, done.stderr) == (said if refused else "", "")
 
 
+@pytest.mark.parametrize(
+    ("links", "refused"),
+    [
+        ({"home": "/data/home"}, "/home leads to /data/home"),
+        ({"home": "data/home"}, "/home leads to /data/home"),
+        ({"var/log": "../data/log"}, "/var/log leads to /data/log"),
+        ({"more": "/data", "home": "more/../more/./home"}, "/home leads to /data/home"),
+        ({"more": "data/one", "opt": "/srv/opt", "srv/opt": "/more"}, "/opt leads to /data/one"),
+        ({"home": "/data"}, "/home leads to /data"),
+        # of the root itself, of /boot, to nowhere, in a circle
+        ({"home": "/srv/home", "bin": "usr/bin", "opt": "/data2"}, ""),
+        ({"etc/grub2.cfg": "../boot/grub2/grub.cfg"}, ""),
+        ({"home": "/none/home", "srv": "srv"}, ""),
+        # a file that a program brings
+        ({"bin": "usr/bin", "usr/bin/tool": "/data/tool"}, ""),
+    ],
+)
+def test_a_system_directory_that_is_a_link_to_another_volume_is_refused(
+    shell: Shell, tmp_path: Path, links: dict[str, str], refused: str
+) -> None:
+    root = a_root(tmp_path)
+    (root / "etc/fstab").write_text("UUID=8 /boot ext4 defaults\nUUID=9 /data ext4 defaults\n")
+    for link, target in links.items():
+        (root / link).parent.mkdir(parents=True, exist_ok=True)
+        (root / link).symlink_to(target)
+    done = shell('root_check "$P/root" || printf "%s" "$reason"')
+    said = f"{refused}, on a volume of its own, which a RAM session would go on writing"
+    assert (done.stdout, done.stderr) == (said if refused else "", "")
+
+
 # The disk is dm-0, the layer on it dm-9, and dm-10 a volume in the layer.
 LAYERED = """
 kernel_name() {
@@ -1476,6 +1506,10 @@ def test_what_nobody_uses_of_the_disk_is_hidden(
     assert marks == hidden
     assert lines[0] == 'SUBSYSTEM!="block", GOTO="ramboot_hidden_end"'
     assert 'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' in lines[len(marks) :]
+    # a volume group beside the root's is not activated on a disk that is to be pulled
+    no_member = 'ENV{ID_FS_TYPE}=="LVM2_member", ENV{ID_FS_TYPE}=""'
+    assert lines[-2:-1] == [no_member] or disk != "detached"
+    assert (no_member in lines) == (disk == "detached")
 
 
 def hidden_by_udev(shell: Shell, tmp_path: Path, **names: str) -> tuple[list[str], list[str]]:
@@ -1910,6 +1944,23 @@ def test_a_worker_that_stops_late_has_not_started_its_last_unseen(shell: Shell) 
     assert "/stat" not in done.stderr, "the console is for the user"
 
 
+def test_a_build_that_was_killed_leaves_no_worker_behind(shell: Shell) -> None:
+    text = (MODULE / "ramboot-initramfs.sh").read_text()
+    take_back = text[text.index("\ntake_back() {") : text.index("\n# volumes_back:")]
+    done = shell(
+        f"{WATCHED}{take_back}\n"
+        'told="$RUN/work/told"; : > "$told"; export told\n'
+        "copies() { while :; do sh -c 'sleep 0.02; echo read >> \"$told\"'; done; }\n"
+        'give_back_sysroot() { cp "$told" "$P/told"; sleep 0.3; cmp "$told" "$P/told"; }\n'
+        "umount_below() { :; }; zram_drop() { :; }; seal_down() { :; }\n"
+        "(work copies; work copies; watch_copy 100 done_bytes) & build=$!\n"
+        'until [ -s "$told" ]; do sleep 0.01; done\n'
+        "kill -KILL $build; wait $build 2> /dev/null\n"
+        'take_back && printf "back "; cat "$RUN/workers" 2> /dev/null || printf forgotten'
+    )
+    assert done.stdout == "back forgotten", done.stderr
+
+
 def test_what_ends_late_of_stopped_workers_is_waited_for(shell: Shell) -> None:
     """As a read that has begun, of which the kernel lets nobody go before it has ended."""
     done = shell(
@@ -2263,6 +2314,9 @@ def test_an_overlay_over_xfs(shell: Shell, tmp_path: Path, mounts: int, said: st
         ("feature needs_recovery", DIRTY),
         ("set_super_value state 0", "the file system on the disk needs a check"),
         ("set_super_value state 3", "the file system on the disk needs a check"),
+        # a mount removes them from the disk, read-only or not
+        ("set_super_value last_orphan 12", "the file system on the disk needs a check"),
+        ("feature orphan_present", "the file system on the disk needs a check"),
     ],
 )
 def test_an_overlay_over_ext4(shell: Shell, tmp_path: Path, change: str | None, said: str) -> None:
@@ -2277,6 +2331,30 @@ def test_an_overlay_over_ext4(shell: Shell, tmp_path: Path, change: str | None, 
         'overlay_ext4 && printf "%s" "$LOWER_OPTIONS" || printf "%s" "$reason"'
     )
     assert done.stdout.startswith(said), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        "feature ^has_journal",
+        "set_super_value journal_dev 0x0801",
+        "set_super_value journal_uuid random",
+    ],
+)
+def test_a_journal_on_another_device_is_refused(
+    shell: Shell, tmp_path: Path, change: str | None
+) -> None:
+    image = tmp_path / "source.img"
+    with image.open("wb") as stream:
+        stream.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    if change:
+        subprocess.run(["debugfs", "-w", "-R", change, image], check=True, capture_output=True)
+    done = shell('ST_DEVICE=/dev/root; journal_inside "$P/source.img" || printf "%s" "$reason"')
+    elsewhere = change is not None and "journal_" in change.removeprefix("feature ^has_")
+    said = "the journal of the file system on /dev/root is on another device"
+    assert (done.stdout, done.stderr) == (said if elsewhere else "", "")
 
 
 def test_an_overlay_of_several_subvolumes_is_refused(shell: Shell, tmp_path: Path) -> None:

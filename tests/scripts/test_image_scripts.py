@@ -96,6 +96,7 @@ class Image:
             "home/user/note": "",
             "etc/fstab": "1",
             "etc/lvm/backup/qubes_dom0": "",
+            "etc/udev/hwdb.bin": "",
         }.items():
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_text(text)
@@ -169,6 +170,7 @@ PROGRAMS, QUBES = "programs (/usr, /opt)", "qubes, their settings or templates"
         ("echo x | tee var/log/messages home/user/note etc/lvm/backup/qubes_dom0", None),
         ("touch etc/adjtime etc/x && rm etc/x; mkdir -p etc/libvirt/libxl", None),
         ("echo anew > etc/ld.so.cache && touch etc/.updated", None),
+        ("echo anew > etc/udev/hwdb.new && mv etc/udev/hwdb.new etc/udev/hwdb.bin", None),
         # qubesd at its start, and as it works
         ("cd var/lib/qubes/vm-templates/debian; rm root-cow.img; touch root-cow.img", None),
         ("sed -i 's/1764/1765/; s/-01</-02</; s/>1</></' var/lib/qubes/qubes.xml", None),

@@ -348,6 +348,35 @@ def test_a_system_directory_on_another_device_is_refused(preflight, dom0, tools,
     ]
 
 
+@pytest.mark.parametrize(
+    ("links", "refused"),
+    [
+        ({"home": "data/user"}, ["home leads to data/user"]),
+        ({"home": "more", "more": "data"}, ["home leads to data"]),
+        ({"var/log": "../data/log"}, ["var/log leads to data/log"]),
+        ({"home": "srv", "bin": "usr/bin", "usr/bin/tool": "../../data/tool"}, []),
+        ({"etc/grub2.cfg": "../boot/grub.cfg", "var": "database"}, []),
+    ],
+)
+def test_a_system_directory_that_is_a_link_to_another_device_is_refused(
+    preflight, dom0, tools, tmp_path, links, refused
+):
+    top = tmp_path / "top"
+    for link, target in links.items():
+        (top / link).parent.mkdir(parents=True, exist_ok=True)
+        (top / link).symlink_to(target)
+    known = dom0.salt["ramboot_config.defaults"]()
+    system = [str(top / name) for name in ("bin", "etc", "home", "usr", "var", "none")]
+    rule = {"system": system, "apart": [str(top / "boot")]}
+    dom0.salt["ramboot_config.defaults"] = lambda: {**known, "mounts": rule}
+    tools.mounts += [mount(str(top / "data"), "/dev/sdb1"), mount(str(top / "boot"), "/dev/sda1")]
+    assert preflight.faults() == [
+        f"{top}/{told.replace('leads to ', f'leads to {top}/')} on /dev/sdb1, not on the device"
+        " of /: a RAM session would go on writing to it; move it to /"
+        for told in refused
+    ]
+
+
 def test_a_zfs_dataset_is_another_device(preflight, dom0, tools):
     tools.mounts.append(mount("/home", "pool/home", "zfs"))
     assert len(preflight.faults()) == 1

@@ -50,6 +50,7 @@ source_mount() {
     [ "$ROOT_KIND" = device ] || ST_DEVICE=/dev/${ROOT_SPEC}
     case $ST_FSTYPE in
         ext4)
+            journal_inside "$SOURCE_ROOT" || return 1
             # what a persistent boot does too; 1: repaired
             timeout -k 5 600 e2fsck -p "$SOURCE_ROOT" > /dev/null 2>&1 < /dev/null
             [ $? -le 1 ] || {
@@ -98,6 +99,16 @@ btrfs_alone() {
         reason="the btrfs on $ST_DEVICE has more devices than this one"
         return 1
     }
+}
+
+# journal_inside DEVICE: that its ext4 has no journal elsewhere, which would be written past the layer.
+journal_inside() {
+    case $(dumpe2fs -h "$1" 2> /dev/null) in
+        *'Journal UUID:'* | *'Journal device:'*)
+            reason="the journal of the file system on $ST_DEVICE is on another device"
+            return 1
+            ;;
+    esac
 }
 
 # source_mount_subvolumes: what fstab mounts of the same btrfs (home, var) belongs to the root.
@@ -235,6 +246,8 @@ work() {
     fi
     { "$@" || { : > "$RUN/work/failed" && false; }; } &
     WORKERS="$WORKERS $!"
+    # for whoever comes after a shell that was killed
+    printf '%s\n' "$!" >> "$RUN/workers"
 }
 
 # work_lists BASE COMMAND: one worker for each of the lists $RUN/work/BASE.0, BASE.1, ...
@@ -319,13 +332,18 @@ stop_workers() {
     done
     # shellcheck disable=SC2086 # a list of PIDs
     wait $WORKERS 2> /dev/null
-    WORKERS=
+    no_workers
     end=$(($(now_cs) + STOP_S * 100))
     for pid in $KILLED; do
         while runs "$pid" && [ "$(now_cs)" -lt "$end" ]; do
             sleep 0.1
         done
     done
+}
+
+no_workers() {
+    WORKERS=
+    rm -f "$RUN/workers"
 }
 
 # runs PID: what waits for its parent alone holds nothing any more.
@@ -371,7 +389,7 @@ collect_workers() {
     for pid in $WORKERS; do
         wait "$pid" || failed=1
     done
-    WORKERS=
+    no_workers
     [ -z "$failed" ] || {
         copy_error
         return 1

@@ -378,6 +378,9 @@ rescan() {
 
 # take_back: everything of the RAM root away, the disk free again.
 take_back() {
+    # of a build that was killed: they hold what is to go
+    WORKERS=$(cat "$RUN/workers" 2> /dev/null)
+    [ -z "$WORKERS" ] || stop_workers
     give_back_sysroot
     umount_below "$RUN/source"
     umount_below "$RUN/root"

@@ -72,11 +72,14 @@ overlay_ext4() {
             return 1
             ;;
     esac
-    # not so "not clean", "clean with errors"
-    [ "$(printf '%s\n' "$head" | sed -n 's/^Filesystem state: *//p')" = clean ] || {
-        reason='the file system on the disk needs a check; boot from it once'
-        return 1
-    }
+    # not so "not clean", "clean with errors"; and files deleted while they were open are removed from
+    # the disk even by a mount that is read-only (linux fs/ext4/orphan.c, ext4_orphan_cleanup)
+    case $(printf '%s\n' "$head" | sed -n 's/^Filesystem state: *//p'),$head in
+        *orphan_present* | *'First orphan inode:'*) ;;
+        clean,*) return 0 ;;
+    esac
+    reason='the file system on the disk needs a check; boot from it once'
+    return 1
 }
 
 # overlay_xfs: the kernel knows whether the log holds something, and mounts it then from no device

@@ -40,6 +40,47 @@ root_check() {
                 ;;
         esac
     done < "$RUN/work/mounts"
+    root_links "$1" "$apart"
+}
+
+# root_links DIRECTORY TARGETS: refuses a system directory there, or what lies in one, that is a link to
+# one of these mounts. What is in /boot a session does without.
+root_links() {
+    local directory link place
+    for directory in $SYSTEM_DIRS; do
+        for link in "$1$directory" "$1$directory"/*; do
+            # the files of /bin where it is /usr/bin are no part of a disk by themselves
+            [ -L "$link" ] && { [ "$link" = "$1$directory" ] || [ ! -L "$1$directory" ]; } || continue
+            place=$(followed "$1" "${link#"$1"}")
+            lies_in "$place" "$2" && ! lies_in "$place" '/boot /efi' || continue
+            reason="${link#"$1"} leads to $place, on a volume of its own, which a RAM session would go on writing"
+            return 1
+        done
+    done
+}
+
+# followed DIRECTORY PATH: where PATH of the system there leads, each link in it followed.
+followed() {
+    local rest="$2" path='' part link hops=0
+    while [ -n "$rest" ]; do
+        rest=${rest#/}
+        part=${rest%%/*}
+        rest=${rest#"$part"}
+        case $part in
+            '' | .) ;;
+            ..) path=${path%/*} ;;
+            *)
+                path=$path/$part
+                [ -L "$1$path" ] && [ "$hops" -lt 40 ] || continue
+                hops=$((hops + 1))
+                link=$(readlink "$1$path")
+                rest=/$link$rest
+                path=${path%/*}
+                case $link in /*) path= ;; esac
+                ;;
+        esac
+    done
+    printf '%s' "${path:-/}"
 }
 
 # mounts_of DIRECTORY: each mount of fstab and of systemd's own units there, as a line of fstab.
@@ -219,8 +260,10 @@ hidden_rules() {
     # ID_FS_USAGE is none for systemd (99-systemd.rules)
     printf '%s\n' 'ENV{RAMBOOT_HIDDEN}!="1", GOTO="ramboot_hidden_end"' \
         'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{UDISKS_IGNORE}="1"' \
-        'ENV{DM_UUID}=="CRYPT-*", ENV{ID_FS_USAGE}=="", ENV{ID_FS_USAGE}="other"' \
-        'LABEL="ramboot_hidden_end"'
+        'ENV{DM_UUID}=="CRYPT-*", ENV{ID_FS_USAGE}=="", ENV{ID_FS_USAGE}="other"'
+    # another volume group on a disk that is to be pulled: lvm2's rules would activate it
+    [ "$ST_DISK" != detached ] || printf '%s\n' 'ENV{ID_FS_TYPE}=="LVM2_member", ENV{ID_FS_TYPE}=""'
+    printf '%s\n' 'LABEL="ramboot_hidden_end"'
 }
 HIDDEN_RULES=$P/run/udev/rules.d/63-ramboot-hidden.rules
 

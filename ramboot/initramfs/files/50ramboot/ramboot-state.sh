@@ -54,11 +54,12 @@ state_packages() {
 
 # Without what a boot or the start of a qube writes there: LVM's copies of its metadata, libvirt's
 # definitions of running domains, the clock's drift, addresses; what the first boot after an update
-# makes anew (systemd's ldconfig.service and systemd-update-done.service), in a RAM session too.
+# makes anew (systemd's ldconfig.service, systemd-hwdb-update.service and systemd-update-done.service), in a
+# RAM session too.
 state_configuration() {
     STATE_PRUNE='-path etc/lvm/archive -o -path etc/lvm/backup -o -path etc/lvm/cache
         -o -path etc/lvm/devices/backup -o -path etc/libvirt -o -path etc/adjtime -o -path etc/resolv.conf
-        -o -path etc/.updated -o -path etc/ld.so.cache'
+        -o -path etc/.updated -o -path etc/ld.so.cache -o -path etc/udev/hwdb.bin'
     state_entries etc
 }
 
