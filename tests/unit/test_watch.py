@@ -198,7 +198,11 @@ def test_a_level_is_told_once_everywhere(session, watch, capsys, percent, priori
     assert text.startswith(f"ramboot: {int(percent)} % of the store for this session is used, ")
     assert text.endswith("Delete files, shut down qubes, or end the session.")
     assert session.did("wall")[-1] == ["wall", text]
-    notified = [item for item in session.commands if "notify-send" in item[0]]
+    notified = [
+        item
+        for item in session.commands
+        if "notify-send" in item[0] and "Backend" not in item[0][-1]
+    ]
     assert len(notified) == len(before) + 1, "root's bus is nobody's desktop"
     shown, options = notified[-1]
     assert shown[-1] == text
@@ -557,6 +561,42 @@ def test_only_what_is_paused_goes_on(session, qubes, capsys):
     assert paused(qubes) == []
 
 
+# The kind of session
+
+
+@pytest.mark.parametrize(
+    ("backend", "who"),
+    [("snapshot", "dom0 and all qubes write"), ("overlay", "dom0 writes"), ("zram", "dom0 writes")],
+)
+def test_each_desktop_is_told_once_that_it_is_a_ram_session(session, backend, who):
+    session.write("/proc/self/mountinfo", "25 1 253:5 / / rw - ext4 /dev/zram3 rw\n")
+    watch = session.module.Watch(backend, 600)
+    watch.look()
+    assert session.did("notify-send") == []
+    # at first nobody is there to show it
+    session.write("/run/user/1000/bus", "")
+    session.answers = {"notify-send": ("", False)}
+    watch.look()
+    watch.look()
+    assert len(session.did("notify-send")) == 2
+    session.answers = {}
+    for _ in range(3):
+        watch.look()
+    session.write("/run/user/1001/bus", "")
+    watch.look()
+    texts = [command[-2:] for command in session.did("notify-send")]
+    text = f"Backend {backend}: what {who} is gone when the machine is switched off."
+    assert texts == [["RAM session", text]] * 4
+
+
+def test_a_desktop_that_shows_no_notices_is_left_alone(session, watch):
+    session.write("/run/user/1000/bus", "")
+    session.answers = {"notify-send": ("", False)}
+    for _ in range(40):
+        watch.look()
+    assert len(session.did("notify-send")) == 30
+
+
 # Templates
 
 
@@ -578,7 +618,7 @@ def test_a_template_in_ram_is_told_of_at_each_start(session, watch, capsys):
         " forgotten at the end of this session. Update in a persistent boot."
     )
     assert told(capsys) == [f"<4>{text.format(name)}" for name in ("mine", "other")]
-    assert session.did("notify-send")[0][-1] == text.format("mine")
+    assert session.did("notify-send")[-2][-1] == text.format("mine")
     for number in (1, 2):
         session.write(f"/sys/block/loop{number}/loop/backing_file", "")
     watch.look()

@@ -157,6 +157,7 @@ def test_what_fills_up_is_told_what_is_deleted_comes_back_and_the_disk_gets_noth
     assert "no longer paused" not in said(dom0, "notice")
     notified = dom0.succeed("cat /tmp/notified").splitlines()
     assert notified[0].startswith("1000 unix:path=/run/user/1000/bus --app-name=ramboot")
+    assert " RAM session Backend snapshot: what dom0 and all qubes write is gone" in notified[0]
     assert "--urgency=critical RAM session ramboot: paused: work." in notified[-1]
     # it is the watch that gives back, not the file system
     assert "discard" not in dom0.succeed("findmnt -no OPTIONS /")
