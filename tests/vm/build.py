@@ -4,6 +4,7 @@
     root      a Debian with Xen, GRUB, dracut, plymouth, LUKS, LVM and Salt, made on the host
     base      that root installed on a disk in one of the layouts of guest/install
     applied   base after real Salt applied the formula of the working tree in it
+    image     base with an image of its root (test_image.py)
 
 By hand: `sudo python3 tests/vm/build.py [LAYOUT...]` makes and names the base disks, with
 `--applied` the other as well.
@@ -462,20 +463,27 @@ def formula_payload(target: Path, pillar: str) -> Path:
 
 def applied(layout: str = "luks-thin", pillar: str = PILLAR) -> Disk:
     """`base` after `state.apply ramboot` in it, with real Salt."""
+    return with_formula("applied", base(layout), pillar, _apply)
+
+
+def with_formula(
+    name: str, start: Disk, pillar: str, make: Callable[[Disk, Path, Path], None]
+) -> Disk:
+    """A disk that `make(start, payload, place)` leaves at `place`; the payload is the formula."""
     from vm.machine import Machine  # it needs this module in turn
 
-    start = base(layout)
-    parts = [REPOSITORY / name for name in FORMULA_PARTS if (REPOSITORY / name).exists()]
-    made_by = code_of(applied, _apply, formula_payload, Machine.install_payload)
+    parts = [REPOSITORY / part for part in FORMULA_PARTS if (REPOSITORY / part).exists()]
+    made_by = code_of(with_formula, make, formula_payload, Machine.install_payload)
     key = fingerprint(*parts, extra="\n".join([start.path.name, pillar, made_by]))
-    target = cache_dir() / f"applied-{layout}-{key}.qcow2"
+    target = cache_dir() / f"{name}-{start.layout}-{key}.qcow2"
     with _made_once(target) as place:
         if place is not None:
             payload = formula_payload(place.parent / "payload.tar", pillar)
-            with phases.phase(f"build: formula applied {layout}"):
-                repeated(lambda: _apply(start, payload, place))
-            place.with_suffix(".before").rename(target.with_suffix(".before"))
-    return Disk(target, layout)
+            with phases.phase(f"build: formula {name} {start.layout}"):
+                repeated(lambda: make(start, payload, place))
+            for beside in place.parent.glob(f"{place.name}.*"):
+                beside.rename(target.with_suffix(beside.suffix))
+    return Disk(target, start.layout)
 
 
 def before_applied(disk: Disk) -> list[str]:

@@ -6,7 +6,8 @@ initramfs is built on the host; all but the menu entry starts it without GRUB an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from vm.claims import (
     settled,
     status,
 )
-from vm.console import repeated
 from vm.disk import Disk
 from vm.machine import Machine
 
@@ -33,46 +33,43 @@ PILLAR = "ramboot: {image: {level: 1, rebuild: background}}\n"
 
 
 @pytest.fixture(scope="session")
-def image_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+def image_disk() -> Disk:
     """The machine after `state.apply ramboot.image`, the second run of which changes nothing, and
     after a shutdown that built the image once more.
     """
-    top = tmp_path_factory.mktemp("image")
-    payload = build.formula_payload(top / "payload.tar", PILLAR)
-    target = top / "disk.qcow2"
+    return build.with_formula("image", build.base(), PILLAR, with_image)
 
-    def apply() -> None:
-        with Machine(build.base(), "image-built", top / "results", payload=payload) as dom0:
-            dom0.start_direct("ramboot=off", initrd=build.initramfs())
-            dom0.unlock()
-            dom0.shell()
-            dom0.install_payload()
-            dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
-            dom0.succeed(APPLY, timeout_s=600)
-            assert "holds the root as it is" in dom0.succeed(APPLY, timeout_s=300)
-            assert "ramboot-image" not in dom0.succeed("lvs; mount")
-            # what the timer does in later boots; now there is nothing to do
-            dom0.succeed("systemctl daemon-reload")
-            assert "ramboot-image.timer" in dom0.succeed("systemctl show -P Wants timers.target")
-            dom0.succeed("systemctl start ramboot-image.service", timeout_s=300)
-            assert "the image is current" in dom0.succeed("journalctl -u ramboot-image.service")
-            # its units alone: all of the state would build right now, for units lie in /etc
-            dom0.succeed("sed -i s/background/shutdown/ /srv/pillar/ramboot.sls")
-            dom0.succeed(f"{STATE}.sls_id ramboot-image-shutdown-active ramboot.image")
-            dom0.succeed("echo changed last > /etc/ramboot-note")
-            dom0.poweroff(600)
-            told = dom0.console.transcript.text()
-            for line in (
-                "the image is built anew: changed since .*/etc",
-                "building the image: [0-9]+ %",
-                "the image has been built anew",
-            ):
-                assert re.search(f"ramboot: {line}", told), dom0.console.transcript.last_lines()
-            dom0.disk.path.rename(target)
 
-    repeated(apply)
-    yield Disk(target, "luks-thin")
-    target.unlink()
+def with_image(start: Disk, payload: Path, place: Path) -> None:
+    results = build.cache_dir() / "results" / "image"
+    shutil.rmtree(results, ignore_errors=True)
+    with Machine(start, "image-built", results, payload=payload) as dom0:
+        dom0.start_direct("ramboot=off", initrd=build.initramfs())
+        dom0.unlock()
+        dom0.shell()
+        dom0.install_payload()
+        dom0.succeed("salt-call --local saltutil.sync_all", timeout_s=300)
+        dom0.succeed(APPLY, timeout_s=600)
+        assert "holds the root as it is" in dom0.succeed(APPLY, timeout_s=300)
+        assert "ramboot-image" not in dom0.succeed("lvs; mount")
+        # what the timer does in later boots; now there is nothing to do
+        dom0.succeed("systemctl daemon-reload")
+        assert "ramboot-image.timer" in dom0.succeed("systemctl show -P Wants timers.target")
+        dom0.succeed("systemctl start ramboot-image.service", timeout_s=300)
+        assert "the image is current" in dom0.succeed("journalctl -u ramboot-image.service")
+        # its units alone: all of the state would build right now, for units lie in /etc
+        dom0.succeed("sed -i s/background/shutdown/ /srv/pillar/ramboot.sls")
+        dom0.succeed(f"{STATE}.sls_id ramboot-image-shutdown-active ramboot.image")
+        dom0.succeed("echo changed last > /etc/ramboot-note")
+        dom0.poweroff(600)
+        told = dom0.console.transcript.text()
+        for line in (
+            "the image is built anew: changed since .*/etc",
+            "building the image: [0-9]+ %",
+            "the image has been built anew",
+        ):
+            assert re.search(f"ramboot: {line}", told), dom0.console.transcript.last_lines()
+        dom0.disk.path.rename(place)
 
 
 def test_a_root_from_an_image_runs_without_the_disk(
