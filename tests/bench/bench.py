@@ -93,7 +93,7 @@ def available_bytes(dom0: Machine) -> int:
 def from_disk(disk: Disk, results: Path) -> dict[str, float]:
     """Seconds to a shell in a boot from disk where both ways ask and get "n", and RAM available."""
     files = build.asking_for("zram") | guide.files("zram", "n")
-    with Machine(disk, "disk", results) as dom0:
+    with Machine(disk, "disk", results, processors=2) as dom0:
         dom0.start_direct(files=files)
         dom0.unlock()
         dom0.at_prompt()
@@ -112,7 +112,7 @@ def into_ram(
     disk: Disk, results: Path, way: str, backend: str, policy: str, persistent: Mapping[str, float]
 ) -> Boot:
     """One boot into RAM and a session until power-off, above what a boot from disk took."""
-    with Machine(disk, f"{way}-{backend}-{policy}", results) as dom0:
+    with Machine(disk, f"{way}-{backend}-{policy}", results, processors=2) as dom0:
         if way == "ours":
             dom0.start_direct(f"ramboot.disk={policy}", files=build.asking_for(backend))
             dom0.unlock()

@@ -70,7 +70,7 @@ def measure() -> list[list[float]]:
     the discard of the large gave back.
     """
     results = Path(tempfile.mkdtemp(prefix="ramboot-bench-"))
-    with Machine(build.base(), "chunks", results) as dom0:
+    with Machine(build.base(), "chunks", results, processors=2) as dom0:
         dom0.start_direct("ramboot=off", initrd=build.initramfs())
         dom0.unlock()
         dom0.shell()

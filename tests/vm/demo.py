@@ -80,7 +80,7 @@ def main() -> int:
     say("In it real Salt applies the formula of this checkout: state.apply ramboot. Done once.")
     disk = build.applied()
     print(disk.path)
-    with Machine(disk, "demo", results) as dom0:
+    with Machine(disk, "demo", results, processors=2) as dom0:
         boot_into_ram(dom0)
         come_back_and_undo(dom0)
     say(f"Done. The whole consoles are in {results}.")
