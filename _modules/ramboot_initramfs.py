@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
+import hashlib
 import os
 import re
 import tempfile
@@ -286,10 +287,11 @@ def undo_plan() -> dict[str, dict[str, Any]]:
     that a run which was cut off left. Changes nothing.
 
     Returns {image: {"kernel", "action": "restore" (the original's bytes) | "delete" (there was no
-    image before) | "rebuild" (made or replaced since, with our module in it; or the original is
-    lost) | "leave" (somebody replaced it, without our module; or it can't be read) | "forget" (its
-    kernel is gone) | "remove" (unfinished; "kernel" is None), "reason": sentence, one that names
-    the image if it is left}}. Images that were never ours are not listed.
+    image before) | "rebuild" (made or replaced since, with our module in it; the original is lost;
+    or what images are made from has changed since) | "leave" (somebody replaced it, without our
+    module; or it can't be read) | "forget" (its kernel is gone) | "remove" (unfinished; "kernel" is
+    None), "reason": sentence, one that names the image if it is left}}. Images that were never ours
+    are not listed.
 
     Raises CommandExecutionError when /boot has no kernel though there are modules or images.
 
@@ -313,11 +315,7 @@ def undo_plan() -> dict[str, dict[str, Any]]:
         verdict = __salt__["ramboot_record.verdict"](image)
         lost = verdict == "ours" and __salt__["ramboot_record.original_fault"](image)
         if verdict == "ours" and not lost:
-            original = __salt__["ramboot_record.entries"]()[image]["original"]
-            if original is None:
-                action = ("delete", "ramboot built it and there was none before")
-            else:
-                action = ("restore", "ramboot built it")
+            action = _undo_ours(image, kernel)
         elif _is_gone(kernel):
             action = ("forget", "its kernel is no longer installed")
         elif lost:
@@ -365,6 +363,34 @@ def asked_for() -> list[str]:
                 if ASKS.match(line)
             ]
     return found
+
+
+def _undo_ours(image: str, kernel: str) -> tuple[str, str]:
+    """What undo does with an image that we built and whose original can be put back."""
+    original = __salt__["ramboot_record.entries"]()[image]["original"]
+    if original is None:
+        return ("delete", "ramboot built it and there was none before")
+    # Earlier versions noted nothing. A new image is never wrong; an old one may have a keymap or a
+    # crypttab that refuse the passphrase. One of a kernel that is gone can't be built.
+    if original.get("remark") == _sources() or _is_gone(kernel):
+        return ("restore", "ramboot built it")
+    what = "the configuration or the packages that images are made from"
+    return ("rebuild", f"{what} may be others than those of its original")
+
+
+def _sources() -> str:
+    """Hash of what images are made from but for us: configuration, and a stamp of the packages."""
+    paths = _paths()
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in paths["image_sources"] for path in glob.glob(pattern)):
+        if path != paths["dracut_conf"] and os.path.isfile(path):
+            with open(path, "rb") as source:
+                content = hashlib.file_digest(source, "sha256").hexdigest()
+            digest.update(f"{path}\0{content}\0".encode())
+    for path in filter(os.path.isfile, paths["package_databases"]):
+        info = os.stat(path)
+        digest.update(f"{path}\0{info.st_size}\0{info.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
@@ -766,7 +792,7 @@ def _record(new: str, image: str, old: dict[str, Any] | None) -> bool:
     if had_module and __salt__["ramboot_record.verdict"](image) == "not-recorded":
         # kernel-install built it, our module included: undo rebuilds it without
         return False
-    __salt__["ramboot_record.keep"](image)
+    __salt__["ramboot_record.keep"](image, remark=_sources())
     __salt__["ramboot_record.intend"](image, __salt__["ramboot_record.look"](new)["sha256"])
     return True
 

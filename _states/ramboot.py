@@ -252,7 +252,8 @@ def module_not_asked_for(name: str) -> dict[str, Any]:
 def initramfs_restored(name: str) -> dict[str, Any]:
     """
     Take our module out of each kernel's image: the original's bytes if the image is still the one
-    we built, else a new image from dracut. Images that others made without our module stay.
+    we built and would not be made from anything newer, else a new image from dracut. Images that
+    others made without our module stay.
 
     name
         any text; shown in the output.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -664,6 +665,68 @@ def test_after_two_rebuilds_the_first_original_comes_back(machine, initramfs):
     assert machine.image("6.12.0").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/crypttab",
+        "/etc/vconsole.conf",
+        "/etc/dracut.conf.d/mine.conf",
+        "/usr/lib/sysimage/rpm/rpmdb.sqlite",
+    ],
+)
+@pytest.mark.parametrize("there", [True, False], ids=["changed", "new"])
+def test_an_original_older_than_what_images_are_made_from_does_not_come_back(
+    machine, initramfs, path, there
+):
+    """A forced rebuild took up a new keymap; the original would refuse the passphrase."""
+    if there:
+        machine.world.write(path, "old")
+    applied(machine, initramfs)
+    machine.world.write(path, "newer")
+    initramfs.rebuild(force=True)
+    machine.no_module()
+    image = str(machine.image("6.12.0"))
+    before = machine.image("6.12.0").read_bytes()
+    assert initramfs.undo_plan()[image] == {
+        "kernel": "6.12.0",
+        "action": "rebuild",
+        "reason": "the configuration or the packages that images are made from may be others than"
+        " those of its original",
+    }
+    assert machine.image("6.12.0").read_bytes() == before
+    machine.commands.clear()
+    initramfs.undo()
+    assert machine.inside("6.12.0") == machine.stock("6.12.0")
+    assert len(machine.runs_of("dracut")) == 2
+    assert machine.world.salt["ramboot_record.entries"]() == {}
+    assert initramfs.undo_plan() == {}
+
+
+def test_an_original_of_which_an_earlier_version_noted_nothing_does_not_come_back(
+    machine, initramfs
+):
+    applied(machine, initramfs)
+    record = machine.world.root / "var/lib/ramboot/record.json"
+    found = json.loads(record.read_text())
+    for entry in found["paths"].values():
+        entry["original"].pop("remark", None)
+    record.write_text(json.dumps(found))
+    machine.no_module()
+    assert {step["action"] for step in initramfs.undo().values()} == {"rebuild"}
+    assert machine.inside("6.12.0") == machine.stock("6.12.0")
+
+
+def test_our_own_files_are_no_newer_configuration(machine, initramfs):
+    machine.world.write("/etc/crypttab", "luks-1")
+    before = machine.image("6.12.0").read_bytes()
+    applied(machine, initramfs)
+    (machine.world.root / "etc/dracut.conf.d/50-ramboot.conf").unlink()
+    machine.no_module()
+    initramfs.undo()
+    assert machine.runs_of("dracut") == []
+    assert machine.image("6.12.0").read_bytes() == before
+
+
 def test_an_image_built_by_others_with_our_module_is_rebuilt_without(machine, initramfs):
     applied(machine, initramfs)
     content = machine.built("6.12.0")
@@ -850,6 +913,7 @@ def test_an_image_that_its_kernel_left_behind_gets_its_original_bytes_back(machi
     applied(machine, initramfs)
     content = machine.image("6.1.0").read_bytes()
     machine.remove_kernel("6.1.0")
+    machine.world.write("/usr/lib/sysimage/rpm/rpmdb.sqlite", "without it")
     machine.image("6.1.0").write_bytes(content)
     machine.no_module()
     initramfs.undo()
