@@ -38,6 +38,8 @@ LSINITRD_TIMEOUT_S = 600
 # room on /boot: a rebuilt image is a little larger than the old one (our module, newer firmware)
 GROWTH = 1.25
 SPARE_BYTES = 16 << 20
+_BUILD = "to build beside the old image"
+_PUT_BACK = "to put the original beside the image"
 # where there is no image to compare with: more than Fedora's generic image
 UNKNOWN_IMAGE_BYTES = 128 << 20
 
@@ -182,6 +184,34 @@ def room_faults(changing: bool = False) -> list[str]:
     # reading images takes seconds
     found = states()
     return [fault for kernel, fault in short.items() if fault and found[kernel]["state"] == "stale"]
+
+
+def undo_room_faults() -> list[str]:
+    """
+    Images for whose undo (`undo_plan`) /boot has no room, a sentence each. Changes nothing.
+
+    Raises CommandExecutionError when /boot has no kernel though there are modules or images, or the
+    record can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.undo_room_faults
+    """
+    free = _free_bytes(_paths()["boot"])
+    found = []
+    for image, step in undo_plan().items():
+        have = os.path.getsize(image) if os.path.isfile(image) else 0
+        if step["action"] == "rebuild":
+            found.append(_short(step["kernel"], image, _building_bytes(image), free, _BUILD))
+        elif step["action"] == "restore":
+            need = os.path.getsize(__salt__["ramboot_record.original"](image))
+            found.append(_short(step["kernel"], image, need, free, _PUT_BACK))
+            free -= need - have
+        elif step["action"] == "delete":
+            free += have
+    return [fault for fault in found if fault]
 
 
 def verify() -> dict[str, Any]:
@@ -798,17 +828,23 @@ def _record(new: str, image: str, old: dict[str, Any] | None) -> bool:
 
 
 def _room_fault(kernel: str, image: str) -> str | None:
-    boot = os.path.dirname(image)
+    free = _free_bytes(os.path.dirname(image))
+    return _short(kernel, image, _building_bytes(image), free, _BUILD)
+
+
+def _building_bytes(image: str) -> int:
     sizes = [os.path.getsize(path) for path in map(_image, _kernels()) if os.path.isfile(path)]
     size = (
         os.path.getsize(image) if os.path.isfile(image) else max(sizes, default=UNKNOWN_IMAGE_BYTES)
     )
-    need = int(size * GROWTH) + SPARE_BYTES
-    free = _free_bytes(boot)
+    return int(size * GROWTH) + SPARE_BYTES
+
+
+def _short(kernel: str, image: str, need: int, free: int, what: str) -> str | None:
     if free >= need:
         return None
     return (
-        f"kernel {kernel}: {need >> 20} MiB are needed in {boot} to build beside the old image and"
+        f"kernel {kernel}: {need >> 20} MiB are needed in {os.path.dirname(image)} {what} and"
         f" {free >> 20} MiB are free"
     )
 

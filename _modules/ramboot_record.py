@@ -244,6 +244,26 @@ def original_fault(path: str) -> str | None:
     return f"the stored original of {path} ({stored}) is missing or damaged"
 
 
+def original(path: str) -> str | None:
+    """
+    Where the original of `path` is stored; None when it is not recorded or nothing was there.
+
+    path
+        absolute path of a file.
+
+    Raises CommandExecutionError when record.json can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.original /boot/initramfs-6.12.1.img
+    """
+    entry = entries().get(path)
+    kept = entry and entry["original"]
+    return _stored(kept) if kept else None
+
+
 def leftovers(place: str) -> list[str]:
     """
     Temporary files of ours that a run which was cut off left. Changes nothing.
