@@ -27,6 +27,9 @@ __context__: dict[str, Any]
 
 __virtualname__ = "ramboot"
 
+# rows of a part of the audit, and whether it could be determined
+Part = tuple[list[dict[str, str]], bool]
+
 ROOT = "/"
 MIB = 1 << 20
 
@@ -320,7 +323,8 @@ def audit(table: bool = False) -> list[dict[str, Any]] | str:
     (ramboot_qubes_audit.places).
 
     In a persistent session each row has `would` too: the verdict that it would get in a RAM session
-    with the backend, disk policy and swap of the pillar (`ram` for what would not be there).
+    with the backend, disk policy and swap of the pillar (`ram` for what would not be there,
+    `unknown` where that could not be told).
 
     CLI Example:
 
@@ -329,14 +333,21 @@ def audit(table: bool = False) -> list[dict[str, Any]] | str:
         qubesctl ramboot.audit
         qubesctl ramboot.audit table=True
     """
-    rows = _audit_rows()
+    found = _audit_parts()
+    rows = [row for part, _ in found for row in part]
     if _persistent():
         __context__[PRETEND] = _session_of_the_pillar()
         try:
-            then = {row["place"]: row["verdict"] for row in _audit_rows()}
+            pretended = _audit_parts()
         finally:
             del __context__[PRETEND]
-        rows = [{**row, "would": then.get(row["place"], "ram")} for row in rows]
+        then = {row["place"]: row["verdict"] for part, _ in pretended for row in part}
+        rows = [
+            # what a part that failed does not name need not be gone
+            {**row, "would": then.get(row["place"], "ram" if now_told and told else "unknown")}
+            for (part, now_told), (_, told) in zip(found, pretended, strict=True)
+            for row in part
+        ]
     return __salt__["ramboot_audit.table"](rows) if table else rows
 
 
@@ -761,7 +772,7 @@ def _mib(size: int) -> str:
 # Audit
 
 
-def _audit_rows() -> list[dict[str, str]]:
+def _audit_parts() -> list[Part]:
     parts = (
         _audit_mounts,
         _audit_lower,
@@ -777,8 +788,9 @@ def _audit_rows() -> list[dict[str, str]]:
         _audit_image,
         _audit_qubes,
     )
-    rows = [row for part in parts for row in _tried(part)]
-    return [*rows, __salt__["ramboot_audit.verdict"](rows)]
+    found = [_tried(part) for part in parts]
+    over_all = __salt__["ramboot_audit.verdict"]([row for rows, _ in found for row in rows])
+    return [*found, ([over_all], True)]
 
 
 def _persistent() -> bool:
@@ -809,13 +821,13 @@ def _pretended() -> dict[str, Any] | None:
     return __context__.get(PRETEND)
 
 
-def _tried(part: Any) -> list[dict[str, str]]:
+def _tried(part: Any) -> Part:
     """What can't be determined is a finding of its own."""
     try:
-        return part()
+        return part(), True
     except (CommandExecutionError, OSError, ValueError, KeyError) as error:
         place = part.__name__.removeprefix("_audit_")
-        return [_place(place, f"could not be determined: {error}", "unknown")]
+        return [_place(place, f"could not be determined: {error}", "unknown")], False
 
 
 def _place(place: str, finding: str, verdict: str) -> dict[str, str]:

@@ -17,13 +17,14 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-# Salt's loader sets it
+# Salt's loader sets these
 __salt__: dict[str, Any]
+__context__: dict[str, Any]
 
 __virtualname__ = "ramboot_grub"
 
@@ -36,6 +37,7 @@ _ASSIGNMENT = re.compile(
 
 _OURS = "ramboot-"
 _TEMPORARY = ".ramboot-grub."
+_TRIAL = "ramboot_grub.trial"
 _WRAPPER = "salt://ramboot/grub/files/21_ramboot"
 _PROBE = ("grub2-probe", "grub-probe")
 _KERNEL_FILE = re.compile(r"(?:vmlinu[xz]|kernel)-(.+)")
@@ -224,13 +226,16 @@ def pending(settings: dict[str, Any] | None = None) -> dict[str, list[str]]:
 
 
 def faults(settings: dict[str, Any] | None = None) -> list[str]:
-    """Return why no entries of ours can be made, a sentence each. Runs nothing.
+    """Return why no grub.cfg with our entries can be made, a sentence each. Changes nothing.
 
     settings
         As for `pending`.
 
     Asked before the wrapper is installed: grub-mkconfig, which each update of a kernel runs, checks
-    nothing.
+    nothing. Where a grub.cfg is to be generated that is not the one we made last, grub-mkconfig
+    runs, once in a run and into a temporary directory: what it would take away is told as well.
+
+    Raises SaltInvocationError when the pillar is wrong.
 
     CLI Example:
 
@@ -240,12 +245,17 @@ def faults(settings: dict[str, Any] | None = None) -> list[str]:
     """
     wish = _wish(settings)
     try:
-        known = configs()
+        due = pending(settings)
     except CommandExecutionError as error:
         return [str(error)]
     found = []
-    for path in known:
-        without = _without_ours(_read(path))
+    for path in configs():
+        foreign = path in due and __salt__["ramboot_record.verdict"](path) != "ours"
+        try:
+            without = _trial(path, wish) if foreign else _without_ours(_read(path))
+        except (CommandExecutionError, OSError) as error:
+            found.append(str(error))
+            continue
         moved = _moved(without, _with_stand_ins(without, wish), os.path.dirname(path))
         found += [f"{path}: {moved}"] if moved else []
     return found
@@ -921,7 +931,7 @@ def _describe(menu: list[_Entry]) -> list[str]:
 
 def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | None = None) -> None:
     directory = os.path.dirname(path)
-    left = f"{path} was left as it is"
+    left = _left(path)
     # beside grub.cfg, so that a rename is enough; GRUB loads nothing of such a name
     try:
         __salt__["ramboot_record.sweep"](directory)
@@ -930,18 +940,8 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         raise CommandExecutionError(f"{left}: {error}") from error
     os.close(handle)
     try:
-        done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")
-        _run([_command("script_check"), temporary], f"{left}: grub-script-check failed")
-        # in one that we made there is nothing that stands in no setting
-        handmade = __salt__["ramboot_record.verdict"](path) != "ours"
-        our_mib = _our_mib(_load_state().get(path, {}))
-        reasons = _refusal(_read(path), _read(temporary), directory, wish, our_mib, handmade)
-        if reasons:
-            said = [line for line in done["stderr"].splitlines() if line.startswith("ramboot: ")]
-            default = _paths()["grub_default"]
-            if os.path.isfile(default) and b"\r\n" in _read_bytes(default):
-                said.append(_crlf(default))
-            raise CommandExecutionError(f"{left}: {'; '.join([*reasons, *said])}")
+        said = _make(temporary, left)
+        _check(path, _read(temporary), said, wish)
         if before_rename:
             before_rename(temporary)
         __salt__["ramboot_record.settle"](temporary, path)
@@ -951,6 +951,50 @@ def _generate(path: str, wish: _Wish, before_rename: Callable[[str], None] | Non
         for leftover in (temporary, f"{temporary}.new"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leftover)
+
+
+def _trial(path: str, wish: _Wish) -> str:
+    """What grub-mkconfig would make now, without our part; an error where it must not replace path.
+
+    It takes seconds, so what it made is kept for the run.
+    """
+    now = _surroundings()
+    if __context__.get(_TRIAL, {}).get("surroundings") != now:
+        with tempfile.TemporaryDirectory(prefix="ramboot-grub-") as work:
+            said = _make(f"{work}/grub.cfg", _left(path))
+            text = _without_ours(_read(f"{work}/grub.cfg"))
+        __context__[_TRIAL] = {"surroundings": now, "text": text, "said": said}
+    made = __context__[_TRIAL]
+    # what the run would set in every entry is not lost, though the trial lacks it
+    coming = [wish.max_mib] if wish.for_all else []
+    _check(path, made["text"], made["said"], _NOTHING, coming)
+    return made["text"]
+
+
+def _make(temporary: str, left: str) -> str:
+    """Have the system's own programs make and read a grub.cfg; what the first said on stderr."""
+    done = _run([_command("mkconfig"), "-o", temporary], f"{left}: grub-mkconfig failed")
+    _run([_command("script_check"), temporary], f"{left}: grub-script-check failed")
+    return done["stderr"]
+
+
+def _check(path: str, new: str, said: str, wish: _Wish, coming: Iterable[int | None] = ()) -> None:
+    """Raise with each reason why what was made must not replace the grub.cfg at path."""
+    # in one that we made there is nothing that stands in no setting
+    handmade = __salt__["ramboot_record.verdict"](path) != "ours"
+    our_mib = _our_mib(_load_state().get(path, {})).union(coming)
+    reasons = _refusal(_read(path), new, os.path.dirname(path), wish, our_mib, handmade)
+    if not reasons:
+        return
+    reasons += [line for line in said.splitlines() if line.startswith("ramboot: ")]
+    default = _paths()["grub_default"]
+    if os.path.isfile(default) and b"\r\n" in _read_bytes(default):
+        reasons.append(_crlf(default))
+    raise CommandExecutionError(f"{_left(path)}: {'; '.join(reasons)}")
+
+
+def _left(path: str) -> str:
+    return f"{path} was left as it is"
 
 
 # One-shot boot

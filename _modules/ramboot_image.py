@@ -12,6 +12,7 @@ What makes it stale is said by ramboot-state.sh, which the boot runs too.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import itertools
@@ -362,7 +363,8 @@ def build() -> dict[str, Any]:
     list, which squashfs does not keep.
 
     Raises CommandExecutionError, the old image being left, when a session or the layout does not
-    allow it, room does not suffice, another build runs, or the image is not proven.
+    allow it, room does not suffice, another build runs, packages are being changed, or the image is
+    not proven.
 
     CLI Example:
 
@@ -385,7 +387,10 @@ def build() -> dict[str, Any]:
             raise CommandExecutionError(f"no image was built: {fault}")
         partial = os.path.join(directory, "building.squashfs")
         try:
+            _check_packages()
             with _snapshot(settings["copy"]["exclude"]) as source:
+                # a transaction may have begun in the meantime
+                _check_packages()
                 recorded = _made_of(source, partial, space, settings)
             without_acl = recorded.pop("without_acl")
             recorded["file"] = f"root-{recorded['sha256'][:16]}.squashfs"
@@ -502,6 +507,21 @@ def _unwanted(unit: str, rebuild: str) -> str | None:
 
 
 # Building
+
+
+def _check_packages() -> None:
+    """In the middle of a transaction half of the packages are new. rpm holds a POSIX lock for the
+    whole of it (rpm, lib/rpmts.c, rpmtsAcquireLock, and lib/rpmlock.c).
+    """
+    for path in _paths()["package_locks"]:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CommandExecutionError(
+                    f"no image was built: packages are being changed; {path} is locked until that"
+                    " has ended"
+                ) from error
 
 
 def _made_of(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
+import hashlib
 import os
 import re
 import tempfile
@@ -37,6 +38,8 @@ LSINITRD_TIMEOUT_S = 600
 # room on /boot: a rebuilt image is a little larger than the old one (our module, newer firmware)
 GROWTH = 1.25
 SPARE_BYTES = 16 << 20
+_BUILD = "to build beside the old image"
+_PUT_BACK = "to put the original beside the image"
 # where there is no image to compare with: more than Fedora's generic image
 UNKNOWN_IMAGE_BYTES = 128 << 20
 
@@ -183,6 +186,34 @@ def room_faults(changing: bool = False) -> list[str]:
     return [fault for kernel, fault in short.items() if fault and found[kernel]["state"] == "stale"]
 
 
+def undo_room_faults() -> list[str]:
+    """
+    Images for whose undo (`undo_plan`) /boot has no room, a sentence each. Changes nothing.
+
+    Raises CommandExecutionError when /boot has no kernel though there are modules or images, or the
+    record can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_initramfs.undo_room_faults
+    """
+    free = _free_bytes(_paths()["boot"])
+    found = []
+    for image, step in undo_plan().items():
+        have = os.path.getsize(image) if os.path.isfile(image) else 0
+        if step["action"] == "rebuild":
+            found.append(_short(step["kernel"], image, _building_bytes(image), free, _BUILD))
+        elif step["action"] == "restore":
+            need = os.path.getsize(__salt__["ramboot_record.original"](image))
+            found.append(_short(step["kernel"], image, need, free, _PUT_BACK))
+            free -= need - have
+        elif step["action"] == "delete":
+            free += have
+    return [fault for fault in found if fault]
+
+
 def verify() -> dict[str, Any]:
     """
     Each file of ours on disk and inside each kernel's image, against what was shipped.
@@ -286,10 +317,11 @@ def undo_plan() -> dict[str, dict[str, Any]]:
     that a run which was cut off left. Changes nothing.
 
     Returns {image: {"kernel", "action": "restore" (the original's bytes) | "delete" (there was no
-    image before) | "rebuild" (made or replaced since, with our module in it; or the original is
-    lost) | "leave" (somebody replaced it, without our module; or it can't be read) | "forget" (its
-    kernel is gone) | "remove" (unfinished; "kernel" is None), "reason": sentence, one that names
-    the image if it is left}}. Images that were never ours are not listed.
+    image before) | "rebuild" (made or replaced since, with our module in it; the original is lost;
+    or what images are made from has changed since) | "leave" (somebody replaced it, without our
+    module; or it can't be read) | "forget" (its kernel is gone) | "remove" (unfinished; "kernel" is
+    None), "reason": sentence, one that names the image if it is left}}. Images that were never ours
+    are not listed.
 
     Raises CommandExecutionError when /boot has no kernel though there are modules or images.
 
@@ -313,11 +345,7 @@ def undo_plan() -> dict[str, dict[str, Any]]:
         verdict = __salt__["ramboot_record.verdict"](image)
         lost = verdict == "ours" and __salt__["ramboot_record.original_fault"](image)
         if verdict == "ours" and not lost:
-            original = __salt__["ramboot_record.entries"]()[image]["original"]
-            if original is None:
-                action = ("delete", "ramboot built it and there was none before")
-            else:
-                action = ("restore", "ramboot built it")
+            action = _undo_ours(image, kernel)
         elif _is_gone(kernel):
             action = ("forget", "its kernel is no longer installed")
         elif lost:
@@ -365,6 +393,34 @@ def asked_for() -> list[str]:
                 if ASKS.match(line)
             ]
     return found
+
+
+def _undo_ours(image: str, kernel: str) -> tuple[str, str]:
+    """What undo does with an image that we built and whose original can be put back."""
+    original = __salt__["ramboot_record.entries"]()[image]["original"]
+    if original is None:
+        return ("delete", "ramboot built it and there was none before")
+    # Earlier versions noted nothing. A new image is never wrong; an old one may have a keymap or a
+    # crypttab that refuse the passphrase. One of a kernel that is gone can't be built.
+    if original.get("remark") == _sources() or _is_gone(kernel):
+        return ("restore", "ramboot built it")
+    what = "the configuration or the packages that images are made from"
+    return ("rebuild", f"{what} may be others than those of its original")
+
+
+def _sources() -> str:
+    """Hash of what images are made from but for us: configuration, and a stamp of the packages."""
+    paths = _paths()
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in paths["image_sources"] for path in glob.glob(pattern)):
+        if path != paths["dracut_conf"] and os.path.isfile(path):
+            with open(path, "rb") as source:
+                content = hashlib.file_digest(source, "sha256").hexdigest()
+            digest.update(f"{path}\0{content}\0".encode())
+    for path in filter(os.path.isfile, paths["package_databases"]):
+        info = os.stat(path)
+        digest.update(f"{path}\0{info.st_size}\0{info.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def _undo_foreign(image: str, verdict: str) -> tuple[str, str] | None:
@@ -766,23 +822,29 @@ def _record(new: str, image: str, old: dict[str, Any] | None) -> bool:
     if had_module and __salt__["ramboot_record.verdict"](image) == "not-recorded":
         # kernel-install built it, our module included: undo rebuilds it without
         return False
-    __salt__["ramboot_record.keep"](image)
+    __salt__["ramboot_record.keep"](image, remark=_sources())
     __salt__["ramboot_record.intend"](image, __salt__["ramboot_record.look"](new)["sha256"])
     return True
 
 
 def _room_fault(kernel: str, image: str) -> str | None:
-    boot = os.path.dirname(image)
+    free = _free_bytes(os.path.dirname(image))
+    return _short(kernel, image, _building_bytes(image), free, _BUILD)
+
+
+def _building_bytes(image: str) -> int:
     sizes = [os.path.getsize(path) for path in map(_image, _kernels()) if os.path.isfile(path)]
     size = (
         os.path.getsize(image) if os.path.isfile(image) else max(sizes, default=UNKNOWN_IMAGE_BYTES)
     )
-    need = int(size * GROWTH) + SPARE_BYTES
-    free = _free_bytes(boot)
+    return int(size * GROWTH) + SPARE_BYTES
+
+
+def _short(kernel: str, image: str, need: int, free: int, what: str) -> str | None:
     if free >= need:
         return None
     return (
-        f"kernel {kernel}: {need >> 20} MiB are needed in {boot} to build beside the old image and"
+        f"kernel {kernel}: {need >> 20} MiB are needed in {os.path.dirname(image)} {what} and"
         f" {free >> 20} MiB are free"
     )
 

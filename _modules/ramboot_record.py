@@ -45,8 +45,9 @@ def entries() -> dict[str, dict[str, Any]]:
     Every recorded path.
 
     Returns {path: {"original": {"sha256": str, "mode": "0644", "uid": int, "gid": int,
-    "store": file name below originals/} or None when nothing was there, "intended": SHA-256 of a
-    write that was begun and not sealed, or None, "sealed": SHA-256 of what we wrote, or None}}.
+    "store": file name below originals/, "remark": text, if `keep` got one} or None when nothing
+    was there, "intended": SHA-256 of a write that was begun and not sealed, or None, "sealed":
+    SHA-256 of what we wrote, or None}}.
 
     Raises CommandExecutionError when record.json can't be understood.
 
@@ -243,6 +244,26 @@ def original_fault(path: str) -> str | None:
     return f"the stored original of {path} ({stored}) is missing or damaged"
 
 
+def original(path: str) -> str | None:
+    """
+    Where the original of `path` is stored; None when it is not recorded or nothing was there.
+
+    path
+        absolute path of a file.
+
+    Raises CommandExecutionError when record.json can't be understood.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_record.original /boot/initramfs-6.12.1.img
+    """
+    entry = entries().get(path)
+    kept = entry and entry["original"]
+    return _stored(kept) if kept else None
+
+
 def leftovers(place: str) -> list[str]:
     """
     Temporary files of ours that a run which was cut off left. Changes nothing.
@@ -267,13 +288,15 @@ def leftovers(place: str) -> list[str]:
 # Actions
 
 
-def keep(path: str) -> dict[str, Any]:
+def keep(path: str, remark: str | None = None) -> dict[str, Any]:
     """
     Record what is at `path` before our first change; later calls change nothing.
 
     path
         absolute path of a regular file, or of nothing (its missing parent directories are noted
         as well, to be removed with it).
+    remark
+        what the caller has to know of the original later. Default: nothing.
 
     Returns the path's entry as in `entries`. Raises CommandExecutionError when `path` is
     relative, a directory, a symbolic link or a device, or when the original can't be stored.
@@ -292,6 +315,8 @@ def keep(path: str) -> dict[str, Any]:
     original = _look(path)
     if original is not None:
         original["store"] = _store_name(path)
+        if remark is not None:
+            original["remark"] = remark
         _store(path, original)
     parent = os.path.dirname(path)
     while not os.path.isdir(parent) and parent not in record["directories"]:

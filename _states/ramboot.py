@@ -143,17 +143,21 @@ def restored(name: str) -> dict[str, Any]:
     return _done(ret, planned["comment"])
 
 
-def initramfs_room(name: str, files: list[dict[str, str]] | None = None) -> dict[str, Any]:
+def initramfs_room(
+    name: str, files: list[dict[str, str]] | None = None, undo: bool = False
+) -> dict[str, Any]:
     """
     Fail where /boot has no room for rebuilding what is stale, or will be; never change anything.
 
-    To be required by what makes them stale.
+    To be required by what makes them stale, or takes back what they were made from.
 
     name
         any text; shown in the output.
     files
         What each image holds and this run may change: {"name", "source", "template"}, as of
         `installed`.
+    undo
+        Whether it is room for `initramfs_restored` that is wanted. Default: False.
 
     .. code-block:: yaml
 
@@ -167,8 +171,11 @@ def initramfs_room(name: str, files: list[dict[str, str]] | None = None) -> dict
     """
     ret = _ret(name)
     try:
-        changing = any(_differs(**file) for file in files or [])
-        faults = __salt__["ramboot_initramfs.room_faults"](changing)
+        if undo:
+            faults = __salt__["ramboot_initramfs.undo_room_faults"]()
+        else:
+            changing = any(_differs(**file) for file in files or [])
+            faults = __salt__["ramboot_initramfs.room_faults"](changing)
     except (CommandExecutionError, OSError) as error:
         return _failed(ret, error)
     if not faults:
@@ -252,7 +259,8 @@ def module_not_asked_for(name: str) -> dict[str, Any]:
 def initramfs_restored(name: str) -> dict[str, Any]:
     """
     Take our module out of each kernel's image: the original's bytes if the image is still the one
-    we built, else a new image from dracut. Images that others made without our module stay.
+    we built and would not be made from anything newer, else a new image from dracut. Images that
+    others made without our module stay.
 
     name
         any text; shown in the output.

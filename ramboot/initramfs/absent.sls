@@ -23,12 +23,22 @@ include:
   - ramboot.persistent
   - ramboot.grub.absent
 
+# Before the first change: images may have to be built anew.
+ramboot-initramfs-undo-room:
+  ramboot.initramfs_room:
+    - name: room in /boot
+    - undo: true
+    - require:
+      - sls: ramboot.persistent
+    - require_in:
+      - sls: ramboot.grub.absent
+
 # First: dracut fails when a module is asked for that is not there.
 ramboot-initramfs-dracut-conf-absent:
   ramboot.restored:
     - name: {{ paths.dracut_conf }}
     - require:
-      - sls: ramboot.persistent
+      - ramboot: ramboot-initramfs-undo-room
       - ramboot_grub: ramboot-grub-config-absent
 
 ramboot-initramfs-module-not-asked-for:

@@ -655,7 +655,7 @@ def test_a_default_that_counts_entries_is_told_before_anything_is_installed(mach
         f"{machine.path(CFG)}: GRUB_DEFAULT counts entries, and ours would move it from 'Windows' "
         "to 'ramboot-entry'; set GRUB_DEFAULT to an id"
     )
-    assert (machine.tree(), machine.commands) == (was, [])
+    assert (machine.tree(), machine.mkconfig_runs) == (was, 1)
     machine.settings["grub"]["entries"] = []
     assert machine.module.faults() == []
 
@@ -677,6 +677,58 @@ def test_where_entries_can_be_made_there_is_no_fault(machine):
     applied(machine)
     machine.settings["grub"]["entries"] = ["zram", "tmpfs"]
     assert machine.module.faults() == []
+
+
+def by_hand(machine):
+    # the second is what our block will add to every entry
+    text = machine.read(CFG).replace(" ro ", " ro nomodeset ")
+    machine.world.write(CFG, text.replace("smt=off", "smt=off dom0_mem=max:10240M"))
+    everywhere(machine)
+    return "ordinary entries would lose nomodeset; "
+
+
+def another_default(machine):
+    machine.script("19_other", FAKES / "20_linux_xen")
+    text = machine.read("/etc/grub.d/19_other").replace("xen-gnulinux-$2-abc", "intruder-$2")
+    machine.world.write("/etc/grub.d/19_other", text, mode=0o755)
+    return "the default entry would change from 'xen-gnulinux-simple-abc' to 'intruder-simple'"
+
+
+def failing(machine):
+    machine.world.write("/fail-mkconfig")
+    return "grub-mkconfig failed (exit 1): cannot write: no space left"
+
+
+@pytest.mark.parametrize("spoil", [by_hand, another_default, failing])
+def test_what_refuses_a_new_grub_cfg_is_told_before_anything_is_installed(machine, spoil):
+    reason = spoil(machine)
+    was = machine.tree()
+    (fault,) = machine.module.faults()
+    assert fault.startswith(f"{machine.path(CFG)} was left as it is: {reason}")
+    assert machine.tree() == was
+    machine.settings["grub"] |= {"entries": [], "dom0_mem_scope": "entries"}
+    assert machine.module.faults() == []
+    assert machine.mkconfig_runs == 1
+
+
+def test_a_trial_runs_once_for_all_and_where_something_is_to_be_generated(machine):
+    machine.world.write(EFI, machine.read(CFG))
+    assert machine.module.faults() == machine.module.faults() == []
+    assert machine.commands == ["grub2-mkconfig", "grub2-script-check"]
+    applied(machine)
+    machine.commands.clear()
+    assert machine.module.faults() == []
+    # one that we made has nothing to lose
+    machine.settings["grub"]["entries"] = ["zram", "tmpfs"]
+    assert machine.module.faults() == []
+    assert machine.commands == []
+    # after a kernel update, with another pillar
+    machine.world.write("/boot/vmlinuz-6.13.0")
+    machine.install()
+    machine.mkconfig()
+    machine.settings["grub"]["entries"] = ["zram"]
+    assert machine.module.faults() == []
+    assert machine.commands == ["grub2-mkconfig", "grub2-script-check"]
 
 
 def test_a_missing_grub_cfg_is_a_fault(machine):

@@ -342,6 +342,48 @@ def test_a_build_that_fails_leaves_the_old_image(world, lvm, image, fault, told)
     assert lvm.snapshots == []
 
 
+@pytest.fixture
+def dnf(world):
+    """Start what holds rpm's lock, as a transaction does; it ends with the test."""
+    running = []
+    program = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'r+'); fcntl.lockf(lock, fcntl.LOCK_EX);"
+        " print(flush=True); sys.stdin.read()"
+    )
+
+    def start(path):
+        command = [sys.executable, "-c", program, path]
+        running.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        running[-1].stdout.readline()
+
+    yield start
+    for process in running:
+        process.communicate()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("begun", ["before", "during"])
+def test_no_image_is_built_in_the_middle_of_a_transaction(world, lvm, image, dnf, place, begun):
+    path = world.paths["package_locks"][place]
+    # what nobody holds stands in nobody's way
+    world.write(path.removeprefix(str(world.root)))
+    old = image.build()
+    (lvm.top / "etc/new").write_text("new")
+    if begun == "before":
+        dnf(path)
+    else:
+        make = lvm.lvcreate
+        lvm.lvcreate = lambda *arguments: (make(*arguments), dnf(path))[2:]
+    with pytest.raises(CommandExecutionError) as failed:
+        image.build()
+    assert str(failed.value) == (
+        f"no image was built: packages are being changed; {path} is locked until that has ended"
+    )
+    assert image.manifest()["sha256"] == old["sha256"]
+    assert contents(world.paths["image_directory"]) == sorted(["lock", "manifest", old["file"]])
+    assert lvm.snapshots == []
+
+
 def test_a_file_that_would_grow_too_large_is_stopped(world, lvm, image):
     (lvm.top / "usr/bin/random").write_bytes(os.urandom(8 * MIB))
     lvm.usage.f_bavail = (512 << 8) + (4 << 8)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -599,7 +600,9 @@ def test_two_runs_that_are_cut_off_leave_the_original_known(machine, initramfs, 
     assert machine.image("6.12.0").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["states", "room_faults", "rebuild", "undo_plan", "undo"])
+@pytest.mark.parametrize(
+    "name", ["states", "room_faults", "rebuild", "undo_plan", "undo_room_faults", "undo"]
+)
 def test_a_boot_that_is_not_mounted_is_told_and_costs_no_original(machine, initramfs, name):
     before = machine.image("6.12.0").read_bytes()
     machine.module()
@@ -661,6 +664,121 @@ def test_after_two_rebuilds_the_first_original_comes_back(machine, initramfs):
     initramfs.rebuild()
     machine.no_module()
     initramfs.undo()
+    assert machine.image("6.12.0").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/crypttab",
+        "/etc/vconsole.conf",
+        "/etc/dracut.conf.d/mine.conf",
+        "/usr/lib/sysimage/rpm/rpmdb.sqlite",
+    ],
+)
+@pytest.mark.parametrize("there", [True, False], ids=["changed", "new"])
+def test_an_original_older_than_what_images_are_made_from_does_not_come_back(
+    machine, initramfs, path, there
+):
+    """A forced rebuild took up a new keymap; the original would refuse the passphrase."""
+    if there:
+        machine.world.write(path, "old")
+    applied(machine, initramfs)
+    machine.world.write(path, "newer")
+    initramfs.rebuild(force=True)
+    machine.no_module()
+    image = str(machine.image("6.12.0"))
+    before = machine.image("6.12.0").read_bytes()
+    assert initramfs.undo_plan()[image] == {
+        "kernel": "6.12.0",
+        "action": "rebuild",
+        "reason": "the configuration or the packages that images are made from may be others than"
+        " those of its original",
+    }
+    assert machine.image("6.12.0").read_bytes() == before
+    machine.commands.clear()
+    initramfs.undo()
+    assert machine.inside("6.12.0") == machine.stock("6.12.0")
+    assert len(machine.runs_of("dracut")) == 2
+    assert machine.world.salt["ramboot_record.entries"]() == {}
+    assert initramfs.undo_plan() == {}
+
+
+def grow(image, size):
+    with image.open("ab") as large:
+        large.write(b" " * (size << 20))
+
+
+def free(initramfs, monkeypatch, size):
+    """That many MiB in /boot."""
+    found = SimpleNamespace(f_bavail=size << 8, f_frsize=4096)
+    monkeypatch.setattr(initramfs.os, "statvfs", lambda _path: found)
+
+
+def test_room_is_wanted_for_what_the_undo_writes_beside_each_image(machine, initramfs, monkeypatch):
+    boot = machine.world.root / "boot"
+    # the first original leaves less room to the second
+    for kernel in machine.kernels:
+        grow(machine.image(kernel), 40)
+    applied(machine, initramfs)
+    machine.no_module()
+    free(initramfs, monkeypatch, 82)
+    assert initramfs.undo_room_faults() == []
+    free(initramfs, monkeypatch, 79)
+    assert initramfs.undo_room_faults() == [
+        f"kernel 6.12.0: 40 MiB are needed in {boot} to put the original beside the image and"
+        " 39 MiB are free"
+    ]
+    # with newer packages both are built
+    machine.world.write("/usr/lib/sysimage/rpm/rpmdb.sqlite", "newer")
+    free(initramfs, monkeypatch, 15)
+    assert initramfs.undo_room_faults() == [
+        f"kernel {kernel}: 16 MiB are needed in {boot} to build beside the old image and"
+        " 15 MiB are free"
+        for kernel in machine.kernels
+    ]
+    free(initramfs, monkeypatch, 17)
+    assert initramfs.undo_room_faults() == []
+    initramfs.undo()
+    assert initramfs.undo_room_faults() == []
+
+
+def test_what_the_undo_deletes_makes_room(machine, initramfs, monkeypatch):
+    machine.image("6.1.0").unlink()
+    grow(machine.image("6.12.0"), 40)
+    applied(machine, initramfs)
+    machine.no_module()
+    size = machine.image("6.1.0").stat().st_size
+    original = len(json.dumps(machine.stock("6.12.0"))) + (40 << 20)
+    found = SimpleNamespace(f_bavail=original - size, f_frsize=1)
+    monkeypatch.setattr(initramfs.os, "statvfs", lambda _path: found)
+    assert initramfs.undo_room_faults() == []
+    found.f_bavail -= 1
+    assert len(initramfs.undo_room_faults()) == 1
+
+
+def test_an_original_of_which_an_earlier_version_noted_nothing_does_not_come_back(
+    machine, initramfs
+):
+    applied(machine, initramfs)
+    record = machine.world.root / "var/lib/ramboot/record.json"
+    found = json.loads(record.read_text())
+    for entry in found["paths"].values():
+        entry["original"].pop("remark", None)
+    record.write_text(json.dumps(found))
+    machine.no_module()
+    assert {step["action"] for step in initramfs.undo().values()} == {"rebuild"}
+    assert machine.inside("6.12.0") == machine.stock("6.12.0")
+
+
+def test_our_own_files_are_no_newer_configuration(machine, initramfs):
+    machine.world.write("/etc/crypttab", "luks-1")
+    before = machine.image("6.12.0").read_bytes()
+    applied(machine, initramfs)
+    (machine.world.root / "etc/dracut.conf.d/50-ramboot.conf").unlink()
+    machine.no_module()
+    initramfs.undo()
+    assert machine.runs_of("dracut") == []
     assert machine.image("6.12.0").read_bytes() == before
 
 
@@ -850,6 +968,7 @@ def test_an_image_that_its_kernel_left_behind_gets_its_original_bytes_back(machi
     applied(machine, initramfs)
     content = machine.image("6.1.0").read_bytes()
     machine.remove_kernel("6.1.0")
+    machine.world.write("/usr/lib/sysimage/rpm/rpmdb.sqlite", "without it")
     machine.image("6.1.0").write_bytes(content)
     machine.no_module()
     initramfs.undo()

@@ -144,3 +144,17 @@ def test_it_does_not_go_while_ramboot_is_applied(package, tmp_path, applied, lef
     refused = bool(applied) and left == 0
     assert done.returncode == int(refused)
     assert ("state.apply ramboot.absent" in done.stderr) == refused
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_it_the_modules_of_other_formulas_are_there(package, tmp_path, left) -> None:
+    """Cleared is what is synced of all of them."""
+    program = tmp_path / "qubesctl"
+    program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/log\nexit 1\n')
+    program.chmod(0o755)
+    script = run("rpm", "-qp", "--qf", "%{POSTUN}", package)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    run("sh", "-c", script, "postun", str(left), env={**os.environ, "PATH": path})
+    log = tmp_path / "log"
+    calls = [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+    assert calls == (["saltutil.clear_cache", "saltutil.sync_all"] if left == 0 else [])

@@ -561,8 +561,8 @@ def test_a_qubesd_that_does_not_answer_is_a_row_that_counts_as_a_trace(dom0, met
     dom0.fail(method, error=exc.QubesDaemonCommunicationError("gone"))
     ramboot = dom0.world.module("ramboot")
     ramboot._all_mounts = lambda: dom0.mounts
-    (row,) = ramboot._tried(ramboot._audit_qubes)
-    assert (row["place"], row["verdict"]) == ("qubes", "unknown")
+    ((row,), told) = ramboot._tried(ramboot._audit_qubes)
+    assert (row["place"], row["verdict"], told) == ("qubes", "unknown", False)
     assert "qubesd can't be reached: gone" in row["finding"]
 
 

@@ -625,6 +625,25 @@ def test_audit_of_a_persistent_session_shows_the_disk_and_what_a_ram_session_wou
     ]
 
 
+@pytest.mark.parametrize("when", ["now", "then"])
+def test_what_a_part_of_the_audit_could_not_tell_is_not_taken_for_gone(
+    world, system, ramboot, monkeypatch, when
+):
+    real = ramboot._audit_mounts
+
+    def _audit_mounts():
+        if (ramboot._pretended() is not None) is (when == "then"):
+            raise CommandExecutionError("no answer")
+        return real()
+
+    monkeypatch.setattr(ramboot, "_audit_mounts", _audit_mounts)
+    found = would(ramboot.audit())
+    places = ["/", "/boot"] if when == "then" else ["mounts"]
+    assert [found[place] for place in places] == ["unknown"] * len(places)
+    # of what could be told, what is no more is gone
+    assert found["swap"] == "ram"
+
+
 def test_audit_of_a_ram_session_shows_what_is_left(system, ramboot):
     system.zram(2)
     system.mounts[1] = "22 21 8:1 / /boot ro,relatime - ext4 /dev/sda1 ro"

@@ -263,6 +263,24 @@ def test_without_room_for_what_the_pillar_makes_stale_nothing_is_changed(minion,
     assert changed(done) == []
 
 
+@pytest.mark.parametrize("sls", ["ramboot.absent", "ramboot.initramfs.absent"])
+@pytest.mark.parametrize("test", ["test=True", "test=False"])
+def test_without_room_for_the_undo_nothing_is_changed(minion, sls, test):
+    assert failed(minion.apply("ramboot.initramfs,ramboot.session")) == {}
+    # newer packages: the images have to be built
+    minion.write("usr/lib/sysimage/rpm/rpmdb.sqlite", "newer")
+    module = minion.formula / "_modules/ramboot_initramfs.py"
+    spare = "SPARE_BYTES = 16 << 20"
+    assert spare in module.read_text()
+    module.write_text(module.read_text().replace(spare, "SPARE_BYTES = 1 << 43"))
+    minion.call("saltutil.sync_modules")
+    before = tree(minion)
+    done = minion.apply(sls, test)
+    assert "\nkernel 6.1.0: " in failed(done)["ramboot-initramfs-undo-room"]
+    assert changed(done) == []
+    assert tree(minion) == before
+
+
 @pytest.mark.parametrize("cut", ["files", "one image"])
 def test_absent_after_a_half_done_apply(minion, cut):
     before = tree(minion)

@@ -404,12 +404,11 @@ def test_stale_images_become_current(world, states, machine, test_mode):
 def test_room_in_boot_is_there_or_every_lack_is_told(world, states, faults):
     world.salt["ramboot_initramfs.room_faults"] = lambda changing: faults
     told = "\n".join(["nothing was changed:", *faults]) if faults else "there is room"
-    assert states.initramfs_room("room") == {
-        "name": "room",
-        "result": not faults,
-        "changes": {},
-        "comment": told,
-    }
+    world.salt["ramboot_initramfs.undo_room_faults"] = lambda: [f"undo of {x}" for x in faults]
+    answer = {"name": "room", "result": not faults, "changes": {}}
+    assert states.initramfs_room("room") == {**answer, "comment": told}
+    told = told.replace("kernel", "undo of kernel")
+    assert states.initramfs_room("room", undo=True) == {**answer, "comment": told}
 
 
 def test_current_images_need_no_dracut(world, states, machine, test_mode, real):
