@@ -250,6 +250,25 @@ def pending(part: str) -> list[dict[str, Any]]:
     return _around_preloaded(look, parts[part](look))
 
 
+def left(part: str) -> list[str]:
+    """
+    What an earlier pillar set, this one does not, and stays as it is, a sentence each. `apply`
+    drops the notes of it, so that it is told once.
+
+    part
+        as in `pending`; there is nothing but in "settings".
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.left settings
+    """
+    return _put_back_of(part)[1]
+
+
 def budget() -> dict[str, int]:
     """
     What qubes of ours add to the root that a RAM session copies.
@@ -357,6 +376,7 @@ def apply(part: str) -> list[str]:
         salt-call --local ramboot_qubes.apply qubes
     """
     notes: list[str] = []
+    _steps, _left, forget = _put_back_of(part)
     # Twice: a qube may name one that is made after it.
     for _pass in range(2):
         steps = pending(part)
@@ -366,6 +386,8 @@ def apply(part: str) -> list[str]:
             late = _sets_netvm(step) or _sets_preloads(step) and step["new"] != "0"
             if not (making and late):
                 notes += _do(step)
+    for item in forget:
+        __salt__["ramboot_qubes_record.forget"](*item)
     return notes
 
 
@@ -523,6 +545,10 @@ class _Look:
 
     def value(self, name: str | None, key: str) -> dict[str, Any]:
         return self._once("properties", name, [key])[key]
+
+    def uuid(self, name: str) -> str | None:
+        """What tells a qube from an earlier one of its name (core-admin: qubes/vm/__init__.py)."""
+        return self.value(name, "uuid")["value"]
 
     def value_type(self, name: str, key: str) -> str | None:
         return self._once("property_type", name, key)
@@ -1122,7 +1148,7 @@ def _netvm_will_be(look: _Look, name: str, above: tuple[str, ...] = ()) -> str |
     now = _netvm_now(look, name)
     for item in look.record["settings"]:
         of_it = (item["qube"], item["group"], item["key"]) == (name, "property", "netvm")
-        if of_it and _as_set(now, item):
+        if of_it and _is_there(look, item) and _as_set(now, item):
             return _end_netvm(look, name, item["old"])
     return now["value"]
 
@@ -1521,8 +1547,7 @@ def _settings_steps(look: _Look) -> list[dict[str, Any]]:
 
 def _steps_of_others(look: _Look) -> list[dict[str, Any]]:
     """All but those that enable."""
-    kept = {(name, group, key) for name, group, key, _value in _asked(look)}
-    asked, back = _asked_of_others(look, False), _put_back(look, kept)[0]
+    asked, back = _asked_of_others(look, False), _put_back(look, _kept(look))[0]
     will_be = functools.partial(_netvm_will_be, look)
     return sorted(asked + back, key=lambda step: _turn(step, will_be))
 
@@ -1538,6 +1563,16 @@ def _asked(look: _Look) -> list[tuple]:
     ]
 
 
+def _kept(look: _Look) -> set[tuple[str | None, str, str]]:
+    """What the pillar asks for, also of qubes of ours: it is not put back."""
+    ours = [
+        (name, *value)
+        for kind, name, entry in look.entries()
+        for value in _values(look, kind, name, entry)
+    ]
+    return {(name, group, key) for name, group, key, _value in _asked(look) + ours}
+
+
 def _asked_of_others(look: _Look, enabling: bool) -> list[dict[str, Any]]:
     """Settings without which a qube of ours can't name another, or all but those."""
     steps = []
@@ -1551,6 +1586,13 @@ def _asked_of_others(look: _Look, enabling: bool) -> list[dict[str, Any]]:
     return steps
 
 
+def _put_back_of(part: str) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
+    if part != "settings" or not wanted():
+        return [], [], []
+    look = _Look(_settings())
+    return _put_back(look, _kept(look))
+
+
 def _put_back(
     look: _Look, kept: set[tuple[str | None, str, str]]
 ) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
@@ -1562,7 +1604,7 @@ def _put_back(
         what = f"{name or 'system'}: {_shown(group, key)}"
         if (name, group, key) in kept:
             continue
-        if name is not None and name not in look.qubes:
+        if not _is_there(look, item):
             forget.append((name, group, key))
             continue
         now = _now(look, name, group, key)
@@ -1575,6 +1617,12 @@ def _put_back(
             left.append(f"{what} was changed to {_plain(group, now)!r} since and is left as it is")
             forget.append((name, group, key))
     return steps, left, forget
+
+
+def _is_there(look: _Look, item: dict[str, Any]) -> bool:
+    """Whether what a note is about is there, and not another qube of that name since."""
+    name = item["qube"]
+    return name is None or name in look.qubes and item.get("uuid") in (None, look.uuid(name))
 
 
 def _as_set(now: Any, item: dict[str, Any]) -> bool:
@@ -1951,30 +1999,33 @@ def _set_property(name: str | None, key: str, value: str) -> None:
 
 
 def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> None:
-    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value)
+    uuid = None
+    if name is not None:
+        uuid = __salt__["ramboot_qubesadmin.properties"](name, ["uuid"])["uuid"]["value"]
+    noted = _noted(name, group, key)
+    if noted and not (noted.get("uuid") in (None, uuid) and _as_set(now, noted)):
+        # of an earlier qube of that name, or the value is somebody else's since
+        __salt__["ramboot_qubes_record.forget"](name, group, key)
+    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value, uuid)
     _do_set(name, group, key, value)
     __salt__["ramboot_qubes_record.done"](name, group, key)
 
 
 def _do_hold(name: str, count: str) -> None:
     """Preload none for now; the record has what to put back after a run that is cut off."""
-    noted = _noted_preloads(name)
-    if noted and not _as_set(count, noted):
-        # the value is somebody else's since
-        __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
     _do_change(name, "feature", PRELOADS, count, "0")
 
 
 def _do_release(name: str, count: str) -> None:
     _do_change(name, "feature", PRELOADS, "0", count)
-    noted = _noted_preloads(name)
+    noted = _noted(name, "feature", PRELOADS)
     if noted and noted["old"] == count:
         __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
 
 
-def _noted_preloads(name: str) -> dict[str, Any] | None:
+def _noted(name: str | None, group: str, key: str) -> dict[str, Any] | None:
     settings = __salt__["ramboot_qubes_record.read"]()["settings"]
-    about = (name, "feature", PRELOADS)
+    about = (name, group, key)
     return next((i for i in settings if (i["qube"], i["group"], i["key"]) == about), None)
 
 

@@ -552,6 +552,121 @@ def test_a_qube_that_is_gone_is_no_obstacle(formula):
     assert not formula.world.salt["ramboot_qubes_record.exists"]()
 
 
+def delete(name):
+    app = sys.modules["qubesadmin"].Qubes()
+    if str(app.default_netvm or "") == name:
+        app.default_netvm = None
+    del app.domains[name]
+
+
+def memory_of_net(memory, **others):
+    return {"settings": {"sys-net": {"properties": {"memory": memory}, **others}}}
+
+
+def test_settings_of_a_qube_that_is_gone_are_not_put_back_onto_one_of_ours(formula, qubesd):
+    given = {
+        "properties": {"memory": 300, "autostart": True, "virt_mode": "hvm"},
+        "pci": {"00_1f.6": []},
+        "tags": ["kept"],
+    }
+    formula.good({**EXAMPLE, "settings": {"sys-net": given}})
+    delete("sys-net")
+    moved = {**EXAMPLE, "disposables": {"sys-net": {"template": DVM, **given}}}
+    answers = formula.good(moved)
+    assert set(answers["qubes"]["changes"]) == {"sys-net"}
+    assert answers["settings"]["changes"] == {}
+    assert qubesd.qubes["sys-net"]["pci"] == {"00_1f.6": {}}
+    assert not any(answer["changes"] for answer in formula.good(moved).values())
+    assert formula.world.salt["ramboot_qubes_record.read"]()["settings"] == []
+
+
+def test_what_the_pillar_asks_of_a_qube_of_ours_is_not_put_back(formula, qubesd):
+    entry = {"template": CLONE}
+    formula.good({**EXAMPLE, "app_qubes": {"work": entry}})
+    formula.good({**EXAMPLE, "settings": {"work": {"properties": {"memory": 300}}}})
+    moved = {**EXAMPLE, "app_qubes": {"work": {**entry, "properties": {"memory": 300}}}}
+    assert not any(answer["changes"] for answer in formula.good(moved).values())
+    assert qubesd.qubes["work"]["properties"]["memory"] == 300
+
+
+@pytest.mark.parametrize("then", ["absent", "dropped"])
+def test_what_a_user_gives_a_qube_of_that_name_that_he_made_is_his(formula, qubesd, then):
+    formula.good(memory_of_net(300, pci={"00_1f.6": []}))
+    delete("sys-net")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").memory = 300
+    qubesd.qubes["sys-net"]["pci"] = {"00_1f.6": {}}
+    answer = formula.absent() if then == "absent" else formula.good({})["settings"]
+    assert answer["changes"] == {}
+    assert qubesd.qubes["sys-net"]["pci"] == {"00_1f.6": {}}
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 300
+    assert not formula.world.salt["ramboot_qubes_record.exists"]()
+
+
+def test_of_a_qube_made_anew_the_value_that_it_had_is_put_back(formula, qubesd):
+    formula.good(memory_of_net(300))
+    delete("sys-net")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").memory = 700
+    formula.good()
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 300
+    formula.absent()
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 700
+
+
+def test_what_is_no_longer_asked_for_and_is_the_users_is_told_and_forgotten(formula, qubesd):
+    formula.good(memory_of_net(300))
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 350
+    told = "left: sys-net: memory was changed to '350' since and is left as it is"
+    dry = formula.apply({}, test=True)["settings"]
+    real = formula.good({})["settings"]
+    assert dry == real
+    assert (dry["result"], dry["changes"]) == (True, {})
+    assert dry["comment"].splitlines()[1:] == [told]
+    assert formula.good({})["settings"]["comment"] == "settings: as the pillar wants them"
+    # from here on it is the user's
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 300
+    assert formula.good({})["settings"]["changes"] == {}
+    assert formula.absent()["changes"] == {}
+
+
+def test_what_the_user_put_back_himself_is_forgotten(formula, qubesd):
+    formula.good(memory_of_net(300))
+    del qubesd.qubes["sys-net"]["properties"]["memory"]
+    formula.good({})
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 300
+    assert formula.good({})["settings"]["changes"] == {}
+    assert formula.absent()["changes"] == {}
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_value_of_the_users_is_what_is_put_back(formula, qubesd, dropped):
+    formula.good(memory_of_net(300))
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 500
+    if dropped:
+        formula.good({})
+    formula.good(memory_of_net(200))
+    formula.absent()
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 500
+
+
+def test_notes_of_earlier_versions_have_no_uuid_and_count(formula, qubesd):
+    formula.good(memory_of_net(300))
+    record = formula.world.root / "var/lib/ramboot/qubes.json"
+    noted = json.loads(record.read_text())
+    noted["settings"][0].pop("uuid", None)
+    record.write_text(json.dumps(noted))
+    formula.good(memory_of_net(350))
+    formula.absent()
+    assert "memory" not in qubesd.qubes["sys-net"]["properties"]
+
+
+def test_dom0_too_is_known_by_its_uuid(formula, qubesd):
+    formula.good({"settings": {"dom0": {"features": {"gui-default-secure-copy-sequence": "x"}}}})
+    assert formula.absent()["result"] is True
+    assert qubesd.features == {}
+
+
 # A copy is not to be updated itself
 
 
