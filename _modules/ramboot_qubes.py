@@ -1148,7 +1148,8 @@ def _netvm_will_be(look: _Look, name: str, above: tuple[str, ...] = ()) -> str |
     now = _netvm_now(look, name)
     for item in look.record["settings"]:
         of_it = (item["qube"], item["group"], item["key"]) == (name, "property", "netvm")
-        if of_it and _is_there(look, item) and _as_set(now, item):
+        back = of_it and _is_there(look, item) and _as_set(now, item)
+        if back and not _impossible(look, item, _kept(look)):
             return _end_netvm(look, name, item["old"])
     return now["value"]
 
@@ -1610,13 +1611,55 @@ def _put_back(
         now = _now(look, name, group, key)
         if now == item["old"]:
             forget.append((name, group, key))
-        elif _as_set(now, item):
-            old, new = _plain(group, now), _plain(group, item["old"])
-            steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
-        else:
+        elif not _as_set(now, item):
             left.append(f"{what} was changed to {_plain(group, now)!r} since and is left as it is")
             forget.append((name, group, key))
+        elif why := _impossible(look, item, kept):
+            left.append(
+                f"{what} can't become {item['old']['value']} again, which {why}; it stays"
+                f" {_plain(group, now)!r}"
+            )
+            forget.append((name, group, key))
+        else:
+            old, new = _plain(group, now), _plain(group, item["old"])
+            steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
     return steps, left, forget
+
+
+def _impossible(
+    look: _Look, item: dict[str, Any], kept: set[tuple[str | None, str, str]]
+) -> str | None:
+    """Why what a setting was can't be set any more; None where it can, as far as that is known."""
+    name, key, old = item["qube"], item["key"], item["old"]
+    if item["group"] != "property" or old["default"] or not old["value"]:
+        return None
+    there: dict[str, Any] | list[str] = [old["value"]]
+    if name is None:
+        there = look.pools
+    elif key == "label":
+        there = look.labels()
+    elif key in ("template", *QUBE_VALUED):
+        there = look.qubes
+    if old["value"] not in there:
+        return "is no more"
+    needed = NEEDS.get(key)
+    if needed and old["value"] != name and not _will_have(look, old["value"], needed, kept):
+        return f"has no {needed}"
+    return None
+
+
+def _will_have(look: _Look, name: str, key: str, kept: set[tuple[str | None, str, str]]) -> bool:
+    """Whether a property of a qube that is there is true once what is not kept is put back."""
+    if (name, "property", key) in kept:
+        return _will_be(look, name, key)
+    if key not in look.property_names(name):
+        return False
+    now = look.value(name, key)
+    for item in look.record["settings"]:
+        of_it = (item["qube"], item["group"], item["key"]) == (name, "property", key)
+        if of_it and _is_there(look, item) and _as_set(now, item):
+            return item["old"]["value"] == "True"
+    return now["value"] == "True"
 
 
 def _is_there(look: _Look, item: dict[str, Any]) -> bool:

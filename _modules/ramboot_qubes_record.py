@@ -38,8 +38,8 @@ def read() -> dict[str, Any]:
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
     "pci" | "firewall", "key", "old", "new", "uuid": the qube's, which one that was made anew under
     its name does not have (none in notes of earlier versions), "was": [what it was to become
-    before, while "new" may not have been reached]}], "pools": [names that we added], "folders": {pool: [directories that
-    were not there before]}}; all empty when there is no record.
+    before, while "new" may not have been reached]}], "pools": [names that we added], "folders":
+    {pool: [directories that were not there before]}}; all empty when there is no record.
 
     Raises CommandExecutionError when the file can't be understood.
 

@@ -667,6 +667,96 @@ def test_dom0_too_is_known_by_its_uuid(formula, qubesd):
     assert qubesd.features == {}
 
 
+IMPOSSIBLE = {
+    "netvm": "netvm can't become old again, which is no more; it stays 'sys-net'",
+    "network": "netvm can't become old again, which has no provides_network; it stays 'sys-net'",
+    "default_dispvm": "default_dispvm can't become old again, which is no more; it stays"
+    " 'default-dvm'",
+    "disposables": "default_dispvm can't become old again, which has no template_for_dispvms; it"
+    " stays 'default-dvm'",
+    "template": "template can't become old again, which is no more; it stays 'debian-12-xfce'",
+    "label": "label can't become old again, which is no more; it stays 'red'",
+    "pool": "default_pool can't become old again, which is no more; it stays 'vm-pool'",
+}
+
+
+def make_impossible(qubesd, what):
+    """What of the pillar, after which a value of the user's can't be set again; and how."""
+    module = sys.modules["qubesadmin"]
+    app = module.Qubes()
+    if what == "pool":
+        qubesd.add_pool("old", "lvm_thin", volume_group="other", thin_pool="old")
+        app.default_pool = "old"
+        asked = {"default_pools": {"default_pool": "vm-pool"}}
+        return asked, lambda: app.remove_pool("old")
+    work = app.add_new_vm("AppVM", "work", "red", template="debian-12-xfce")
+    entry = {"tags": ["mine"]}
+    asked = {"settings": {"work": entry}}
+    if what == "label":
+        module.LABELS = (*module.LABELS, "old")
+        work.label, entry["label"] = "old", "red"
+        return asked, lambda: setattr(module, "LABELS", module.LABELS[:-1])
+    if what == "template":
+        app.add_new_vm("TemplateVM", "old", "black")
+        work.template, entry["template"] = "old", "debian-12-xfce"
+        return asked, lambda: delete("old")
+    key, needed, new = {
+        "n": ("netvm", "provides_network", "sys-net"),
+        "d": ("default_dispvm", "template_for_dispvms", "default-dvm"),
+    }[what[0]]
+    old = app.add_new_vm("AppVM", "old", "red", template="debian-12-xfce")
+    setattr(old, needed, True)
+    setattr(work, key, "old")
+    entry["properties"] = {key: new}
+    if what in ("netvm", "default_dispvm"):
+        return asked, lambda: delete("old")
+    return asked, lambda: setattr(old, needed, False)
+
+
+@pytest.mark.parametrize("then", ["absent", "dropped"])
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_what_can_not_be_put_back_any_more_is_told_and_forgotten(formula, qubesd, what, then):
+    asked, spoil = make_impossible(qubesd, what)
+    formula.good(asked)
+    spoil()
+    formula.pillar({})
+    whose = "system" if what == "pool" else "work"
+    dry = formula.absent(True) if then == "absent" else formula.apply({}, True)["settings"]
+    real = formula.absent() if then == "absent" else formula.good({})["settings"]
+    for answer in (dry, real):
+        assert set(answer["changes"]) == ({"work: tag mine"} if whose == "work" else set())
+        assert answer["comment"].splitlines()[1:] == [f"left: {whose}: {IMPOSSIBLE[what]}"]
+    assert real["result"] is True
+    assert not formula.world.salt["ramboot_qubes_record.exists"]()
+
+
+def test_what_is_made_possible_by_what_is_put_back_is_put_back(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    old = app.add_new_vm("AppVM", "old", "red", template="debian-12-xfce")
+    old.provides_network = True
+    app.add_new_vm("AppVM", "work", "red", template="debian-12-xfce").netvm = "old"
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    net = {"work": {"properties": {"netvm": "sys-net"}}}
+    formula.good({"settings": net})
+    formula.good({"settings": {**net, "old": {"properties": {"provides_network": False}}}})
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
+def test_a_network_that_can_not_be_put_back_closes_no_loop(formula, qubesd):
+    """Of `old` it is not asked what its network was."""
+    app = sys.modules["qubesadmin"].Qubes()
+    for name in ("old", "work"):
+        vm = app.add_new_vm("AppVM", name, "red", template="debian-12-xfce")
+        vm.provides_network = True
+    app.domains["work"].netvm = "old"
+    formula.good({"settings": {"work": {"properties": {"netvm": "sys-net"}}}})
+    app.domains["old"].provides_network = False
+    formula.good({"settings": {"old": {"properties": {"netvm": "work"}}}})
+    assert qubesd.qubes["old"]["properties"]["netvm"] == "work"
+
+
 # A copy is not to be updated itself
 
 
