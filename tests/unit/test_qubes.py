@@ -800,6 +800,21 @@ def test_a_copy_that_stays_can_be_updated_again(formula, qubesd):
     assert formula.absent()["changes"] == {}
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "the user's"])
+def test_what_is_made_of_a_users_clone_of_a_copy_can_be_started(formula, qubesd, ours):
+    formula.good(EXAMPLE)
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black")
+    # as qvm-clone does
+    for key, value in app.domains[CLONE].features.items():
+        app.domains["mine"].features[key] = value
+    if not ours:
+        app.domains["mine"].features["prohibit-start"] = "broken"
+    formula.good({**EXAMPLE, "standalones": {"bench": {"source": "mine"}}})
+    kept = {"prohibit-start", "skip-update"} & set(qubesd.qubes["bench"]["features"])
+    assert kept == (set() if ours else {"prohibit-start", "skip-update"})
+
+
 # Data is never deleted without being asked
 
 
