@@ -72,6 +72,8 @@ HALTED = (("property", "template"), ("volume", "root rw"))
 # qubes/vm/__init__.py, setter_disposable_template, of 4.4; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
+# Instead of a name, of the kinds that have the key.
+DISPVM_WORDS = ("auto", "self", "none")
 # Setting it starts disposables at once (core-admin: qubes/vm/mix/dvmtemplate.py,
 # on_feature_set_preload_dispvm_max). They keep what they were given of their template when they
 # were made, these groups (qubes/vm/dispvm.py, __init__): only of its volumes and properties qubesd
@@ -437,7 +439,7 @@ class _Look:
             for name, entry in sorted(
                 self.settings.get(kind, {}).items(),
                 # one that names another disposable template after those that name none
-                key=lambda item: item[1].get("default_dispvm", "self") not in ("self", "none"),
+                key=lambda item: item[1].get("default_dispvm", "self") not in DISPVM_WORDS,
             )
         ]
 
@@ -970,13 +972,12 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             loop := _network_loop(name, functools.partial(_netvm_will_be, look))
         ):
             found.append(f"{where}:properties:netvm: the network would go round: {loop}")
-    dispvm = entry.get("default_dispvm", "self")
-    if dispvm not in {"self", "none", *known}:
-        found.append(f"{where}:default_dispvm: there is no qube {dispvm}")
-    elif dispvm not in ("self", "none", name) and not _will_be(
-        look, dispvm, NEEDS["default_dispvm"]
-    ):
-        found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
+    dispvm, words = entry.get("default_dispvm", "none"), _dispvm_words(look, kind, name)
+    if dispvm not in (*words, *words.values()):
+        if dispvm not in known:
+            found.append(f"{where}:default_dispvm: there is no qube {dispvm}")
+        elif not _will_be(look, dispvm, NEEDS["default_dispvm"]):
+            found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
     if cls == "AdminVM" and entry["firewall"] is not None:
         found.append(f"{where}:firewall: {name} has no network and no firewall")
     found += _pci_faults(look, kind, name, entry)
@@ -1861,16 +1862,17 @@ def _step(what: str, old: Any, new: Any, do: list[Any]) -> dict[str, Any]:
 def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tuple]:
     """What the pillar wants of a qube, with what its kind needs; values as qubesd spells them."""
     found: list[tuple[str, str, Any]] = []
-    if kind in ("disposable_templates", "low_ram"):
+    starts = kind in ("disposable_templates", "low_ram")
+    if starts:
         found.append(("property", "template_for_dispvms", "True"))
-        words = {"self": name, "none": ""}
-        wanted_dispvm = words.get(entry["default_dispvm"], entry["default_dispvm"])
-        if "default_dispvm" not in entry["properties"]:
-            found.append(("property", "default_dispvm", wanted_dispvm))
+    if "default_dispvm" in entry and "default_dispvm" not in entry["properties"]:
+        dispvm = entry["default_dispvm"]
+        dispvm = _dispvm_words(look, kind, name).get(dispvm, dispvm)
+        found.append(("property", "default_dispvm", dispvm))
+    if starts and "appmenus-dispvm" not in entry["features"]:
         # its own place in the menu: entries that start disposables
         # (QubesOS/qubes-desktop-linux-common: qubesappmenus)
-        if "appmenus-dispvm" not in entry["features"]:
-            found.append(("feature", "appmenus-dispvm", "1"))
+        found.append(("feature", "appmenus-dispvm", "1"))
     if kind == "low_ram":
         found.append(("volume", "root rw", False))
         if entry["volatile"] == "ephemeral":
@@ -1904,6 +1906,15 @@ def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tu
     if entry["firewall"] is not None:
         found.append(("firewall", "rules", entry["firewall"]))
     return found
+
+
+def _dispvm_words(look: _Look, kind: str, name: str) -> dict[str, str]:
+    """What a word stands for under `default_dispvm` of a kind."""
+    if kind in ("disposable_templates", "low_ram"):
+        return {"self": name, "none": ""}
+    # the default of Qubes is on the disk: rather none than that
+    ours = [*look.settings["disposable_templates"]]
+    return {"auto": ours[0] if len(ours) == 1 else "", "none": ""}
 
 
 def _text(value: Any) -> str:

@@ -265,7 +265,12 @@ def test_every_kind_lies_where_it_should(formula, qubesd, everything):
     assert qubesd.qubes["save"]["properties"]["netvm"] == ""
     work = qubesd.qubes["work"]
     assert work["label"] == "green"
-    assert work["properties"] == {"memory": 600, "netvm": "sys-ram", "autostart": True}
+    assert work["properties"] == {
+        "memory": 600,
+        "netvm": "sys-ram",
+        "autostart": True,
+        "default_dispvm": DVM,
+    }
     assert work["features"] == {
         "gui": "1",
         "service.cups": "",
@@ -306,6 +311,59 @@ def test_a_disposable_template_starts_itself_none_or_another(formula, qubesd):
     )
     named = {name: qubesd.qubes[name]["properties"]["default_dispvm"] for name in "abc"}
     assert named == {"a": "", "b": "c", "c": "c"}
+
+
+@pytest.mark.parametrize("kind", ["app_qubes", "standalones"])
+def test_what_a_qube_of_ours_opens_in_a_disposable_stays_in_ram(formula, qubesd, kind):
+    base = {"app_qubes": {"template": CLONE}, "standalones": {"source": "debian-12-xfce"}}[kind]
+    given = {
+        "auto": base,
+        "nothing": {**base, "default_dispvm": "none"},
+        "named": {**base, "default_dispvm": "default-dvm"},
+        "own": {**base, "properties": {"default_dispvm": "default-dvm"}},
+        "both": {**base, "default_dispvm": "none", "properties": {"default_dispvm": DVM}},
+    }
+
+    def opened():
+        return {name: qubesd.qubes[name]["properties"]["default_dispvm"] for name in given}
+
+    named = {"nothing": "", "named": "default-dvm", "own": "default-dvm", "both": DVM}
+    pillar = {**EXAMPLE, kind: given}
+    dry = formula.apply(pillar, test=True)
+    real = formula.good()
+    assert {part: answer["changes"] for part, answer in dry.items()} == {
+        part: answer["changes"] for part, answer in real.items()
+    }
+    assert opened() == {"auto": DVM, **named}
+    assert not any(answer["changes"] for answer in formula.good().values())
+    # with two there is no telling which is meant
+    formula.good(
+        {**pillar, "disposable_templates": {DVM: {"template": CLONE}, "b": {"template": CLONE}}}
+    )
+    assert opened() == {"auto": "", **named}
+
+
+def test_a_qube_of_ours_without_a_disposable_template_opens_none(formula, qubesd):
+    formula.good({"standalones": {"alone": {"source": "debian-12-xfce"}}})
+    assert qubesd.qubes["alone"]["properties"]["default_dispvm"] == ""
+
+
+@pytest.mark.parametrize(
+    ("dispvm", "told"),
+    [
+        ("self", "there is no qube self"),
+        ("work", "work has no template_for_dispvms"),
+        ("sys-net", "sys-net has no template_for_dispvms"),
+        ("gone", "there is no qube gone"),
+    ],
+)
+def test_what_is_no_template_of_disposables_is_told_before(formula, dispvm, told):
+    entry = {"template": CLONE, "default_dispvm": dispvm}
+    answers = formula.apply({**EXAMPLE, "app_qubes": {"work": entry}})
+    assert answers["checked"]["comment"].splitlines() == [
+        "nothing was changed:",
+        f"app_qubes:work:default_dispvm: {told}",
+    ]
 
 
 def test_a_low_ram_template_can_have_an_encrypted_volatile_volume_on_the_disk(formula, qubesd):
@@ -841,6 +899,7 @@ def test_a_qube_that_was_used_stays_and_is_named(formula, qubesd, everything, ki
 
 
 def test_what_a_staying_qube_needs_stays_too(formula, qubesd, everything):
+    everything["app_qubes"]["work"]["default_dispvm"] = "none"
     formula.good(everything)
     use(qubesd, "work")
     answer = formula.absent()
