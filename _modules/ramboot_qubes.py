@@ -67,6 +67,8 @@ TAGS_OF_QUBESD = ("created-by-", "guivm-", "audiovm-")
 # in a system without updates of qubes (core: qubes/vm/qubesvm.py).
 OF_QUBESD = {"menu-items": None, "check-updates": ""}
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
+# What a step does that sets something.
+SETTING = ("set", "give", "change", "put_back")
 HALTED = (("property", "template"), ("volume", "root rw"))
 # What a qube has to be before another may name it (core-admin: qubes/vm/mix/net.py, _setter_netvm;
 # qubes/vm/__init__.py, setter_disposable_template, of 4.4; qubes/vm/dispvm.py).
@@ -1147,7 +1149,7 @@ def _netvm_will_be(look: _Look, name: str, above: tuple[str, ...] = ()) -> str |
     if name not in look.qubes:
         return _default_netvm(look)
     now = _netvm_now(look, name)
-    for item in look.record["settings"]:
+    for item in _notes(look, set()):
         of_it = (item["qube"], item["group"], item["key"]) == (name, "property", "netvm")
         back = of_it and _is_there(look, item) and _as_set(now, item)
         if back and not _impossible(look, item, _kept(look)):
@@ -1208,7 +1210,7 @@ def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
     qubes/devices.py, detach), or while no disposable of it runs (qubes/vm/mix/dvmtemplate.py).
     """
     action, *about = step["do"]
-    if action not in ("set", "change", "put_back"):
+    if action not in SETTING:
         return []
     name, group, key = about[:3]
     if (group, key) == ("property", "template") and (above := look.disposables_running(name)):
@@ -1405,7 +1407,7 @@ def _steps_of_ours(look: _Look) -> list[dict[str, Any]]:
             )
         for _, group, key, now, value in _unequal(look, [(name, *one) for one in values]):
             what = f"{name}: {_shown(group, key)}"
-            action = ["set", name, group, key, value]
+            action = ["give", name, group, key, now, value]
             steps.append(_step(what, _plain(group, now), value, action))
     return steps
 
@@ -1427,7 +1429,7 @@ def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[i
 def _setting(step: dict[str, Any]) -> tuple[Any, ...]:
     """What a step sets: qube, group, key, value; each None of a step that sets nothing."""
     action, *about = step["do"]
-    return (*about[:3], about[-1]) if action in ("set", "change", "put_back") else (None,) * 4
+    return (*about[:3], about[-1]) if action in SETTING else (None,) * 4
 
 
 def _enables(step: dict[str, Any]) -> bool | None:
@@ -1510,11 +1512,16 @@ def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
     found = []
     for name, group, key, value in asked:
         now = _now(look, name, group, key)
-        if group == "property" and now["value"] is not None:
-            value = _spelt(key, value, now["value"])
+        value = _as_told(group, key, value, now)
         if not _same(group, now, value):
             found.append((name, group, key, now, value))
     return found
+
+
+def _as_told(group: str, key: str, value: Any, now: Any) -> Any:
+    if group == "property" and now["value"] is not None:
+        return _spelt(key, value, now["value"])
+    return value
 
 
 def _spelt(key: str, value: str, now: str) -> str:
@@ -1596,15 +1603,17 @@ def _put_back_of(part: str) -> tuple[list[dict[str, Any]], list[str], list[tuple
 
 
 def _put_back(
-    look: _Look, kept: set[tuple[str | None, str, str]]
+    look: _Look, kept: set[tuple[str | None, str, str]] | None
 ) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
-    """Steps that undo recorded settings, what is left as it is, notes to drop without a step."""
+    """Steps that undo recorded settings, what is left as it is, notes to drop without a step; all
+    but what is kept, or in an undo (None) all but what is given to qubes of ours.
+    """
     steps, left, forget = [], [], []
     # such as devices before the mode that they need
-    for item in reversed(look.record["settings"]):
+    for item in reversed(_notes(look, kept)):
         name, group, key = item["qube"], item["group"], item["key"]
         what = f"{name or 'system'}: {_shown(group, key)}"
-        if (name, group, key) in kept:
+        if (name, group, key) in (kept or ()):
             continue
         if not _is_there(look, item):
             forget.append((name, group, key))
@@ -1627,8 +1636,19 @@ def _put_back(
     return steps, left, forget
 
 
+def _notes(look: _Look, kept: set[tuple[str | None, str, str]] | None) -> list[dict[str, Any]]:
+    """Of the record; of qubes of ours those that are in the pillar alone, and none in an undo: what
+    stays of ours stays as it is.
+    """
+    return [
+        item
+        for item in look.record["settings"]
+        if not item.get("given") or kept is not None and look.kind_of(item["qube"])
+    ]
+
+
 def _impossible(
-    look: _Look, item: dict[str, Any], kept: set[tuple[str | None, str, str]]
+    look: _Look, item: dict[str, Any], kept: set[tuple[str | None, str, str]] | None
 ) -> str | None:
     """Why what a setting was can't be set any more; None where it can, as far as that is known."""
     name, key, old = item["qube"], item["key"], item["old"]
@@ -1649,14 +1669,16 @@ def _impossible(
     return None
 
 
-def _will_have(look: _Look, name: str, key: str, kept: set[tuple[str | None, str, str]]) -> bool:
+def _will_have(
+    look: _Look, name: str, key: str, kept: set[tuple[str | None, str, str]] | None
+) -> bool:
     """Whether a property of a qube that is there is true once what is not kept is put back."""
-    if (name, "property", key) in kept:
+    if (name, "property", key) in (kept or ()):
         return _will_be(look, name, key)
     if key not in look.property_names(name):
         return False
     now = look.value(name, key)
-    for item in look.record["settings"]:
+    for item in _notes(look, kept):
         of_it = (item["qube"], item["group"], item["key"]) == (name, "property", key)
         if of_it and _is_there(look, item) and _as_set(now, item):
             return item["old"]["value"] == "True"
@@ -1675,7 +1697,7 @@ def _as_set(now: Any, item: dict[str, Any]) -> bool:
 
 
 def _undo(look: _Look) -> dict[str, Any]:
-    steps, left, forget = _put_back(look, set())
+    steps, left, forget = _put_back(look, None)
     steps = _undo_order(look, steps, left)
     found: list[str] = []
     gone: set[str] = set()
@@ -2052,15 +2074,34 @@ def _set_property(name: str | None, key: str, value: str) -> None:
         __salt__["ramboot_qubesadmin.set_volume"](name, "root", "rw", before)
 
 
+def _do_give(name: str, group: str, key: str, now: Any, value: Any) -> None:
+    """To a qube of ours; what it has without is noted, whatever somebody sets meanwhile."""
+    _note_and_set(name, group, key, now, value, _uuid(name), True)
+
+
 def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> None:
-    uuid = None
-    if name is not None:
-        uuid = __salt__["ramboot_qubesadmin.properties"](name, ["uuid"])["uuid"]["value"]
+    uuid = _uuid(name) if name is not None else None
     noted = _noted(name, group, key)
     if noted and not (noted.get("uuid") in (None, uuid) and _as_set(now, noted)):
         # of an earlier qube of that name, or the value is somebody else's since
         __salt__["ramboot_qubes_record.forget"](name, group, key)
-    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value, uuid)
+    _note_and_set(name, group, key, now, value, uuid)
+
+
+def _uuid(name: str) -> str | None:
+    return __salt__["ramboot_qubesadmin.properties"](name, ["uuid"])["uuid"]["value"]
+
+
+def _note_and_set(
+    name: str | None,
+    group: str,
+    key: str,
+    now: Any,
+    value: Any,
+    uuid: str | None,
+    given: bool = False,
+) -> None:
+    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value, uuid, given)
     _do_set(name, group, key, value)
     __salt__["ramboot_qubes_record.done"](name, group, key)
 
@@ -2105,13 +2146,15 @@ def _do_make(
         _make_empty(kind, name, entry, pool)
         if kind in CLONES:
             _fill(kind, name, entry["source"])
+        look = _Look(_settings())
         for group, key, value in values:
             # the template is given at creation, and another qube of ours is named last of all
-            later = key in QUBE_VALUED and value != name and _Look(_settings()).kind_of(value)
+            later = key in QUBE_VALUED and value != name and look.kind_of(value)
             # preloaded are disposables of what is whole
             later = later or (group, key) == ("feature", PRELOADS)
             if (group, key) != ("property", "template") and not later:
-                _do_set(name, group, key, value)
+                now = _now(look, name, group, key)
+                _do_give(name, group, key, now, _as_told(group, key, value, now))
         look = _Look(_settings())
         for volume, wanted_pool in _pools_wanted(look, kind, entry).items():
             real = look.volumes(name)[volume]["pool"]
@@ -2150,7 +2193,8 @@ def _unmake(name: str) -> str:
 def _make_empty(kind: str, name: str, entry: dict[str, Any], pool: str) -> None:
     look = _Look(_settings())
     base = entry["source"] if kind in CLONES else entry["template"]
-    label = entry["label"] or look.qubes[base]["label"]
+    # its own comes with the other values, so that this is noted
+    label = look.qubes[base]["label"]
     where: dict[str, Any] = {"pool": pool}
     if kind in ("save", "low_ram"):
         where = {"pools": _pools_wanted(look, kind, entry)}

@@ -37,7 +37,8 @@ def read() -> dict[str, Any]:
     "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
     "pci" | "firewall", "key", "old", "new", "uuid": the qube's, which one that was made anew under
-    its name does not have (none in notes of earlier versions), "was": [what it was to become
+    its name does not have (none in notes of earlier versions), "given": true where the pillar gives
+    it to a qube of ours (none in notes of earlier versions), "was": [what it was to become
     before, while "new" may not have been reached]}], "pools": [names that we added], "folders":
     {pool: [directories that were not there before]}}; all empty when there is no record.
 
@@ -90,7 +91,7 @@ def made(
 
     qube, kind, whole, volumes, intent
         as in `read`; to the intent goes the time. With an intent the notes of settings of a qube of
-        that name are dropped: it is no more.
+        that name are dropped, for it is no more; of one that is gone those that are `given`.
 
     Raises CommandExecutionError when the record can't be understood, OSError when it can't be
     written.
@@ -104,6 +105,9 @@ def made(
     record = read()
     if kind is None:
         record["made"].pop(qube, None)
+        record["settings"] = [
+            item for item in record["settings"] if not (item["qube"] == qube and item.get("given"))
+        ]
     else:
         record["made"][qube] = {"kind": kind, "whole": whole, "volumes": volumes or {}}
         if intent is not None:
@@ -113,12 +117,18 @@ def made(
 
 
 def changed(
-    qube: str | None, group: str, key: str, old: Any, new: Any, uuid: str | None = None
+    qube: str | None,
+    group: str,
+    key: str,
+    old: Any,
+    new: Any,
+    uuid: str | None = None,
+    given: bool = False,
 ) -> None:
     """
     Note the value that a setting has before our first change of it, and what it is to become.
 
-    qube, group, key, old, new, uuid
+    qube, group, key, old, new, uuid, given
         as in `read`; the old value of an earlier note stays.
 
     Raises CommandExecutionError when the record can't be understood, OSError when it can't be
@@ -134,7 +144,8 @@ def changed(
     item = _item(record, qube, group, key)
     if item is None:
         item = {"qube": qube, "group": group, "key": key, "old": old, "new": new}
-        record["settings"].append(item | ({"uuid": uuid} if uuid else {}))
+        item |= {"uuid": uuid} if uuid else {}
+        record["settings"].append(item | ({"given": True} if given else {}))
     else:
         # until it is done the system may have what was to be set before
         if item["new"] not in (new, *item.get("was", [])):

@@ -635,7 +635,8 @@ def test_settings_of_a_qube_that_is_gone_are_not_put_back_onto_one_of_ours(formu
     assert answers["settings"]["changes"] == {}
     assert qubesd.qubes["sys-net"]["pci"] == {"00_1f.6": {}}
     assert not any(answer["changes"] for answer in formula.good(moved).values())
-    assert formula.world.salt["ramboot_qubes_record.read"]()["settings"] == []
+    noted = formula.world.salt["ramboot_qubes_record.read"]()["settings"]
+    assert all(item.get("given") for item in noted)
 
 
 def test_what_the_pillar_asks_of_a_qube_of_ours_is_not_put_back(formula, qubesd):
@@ -723,6 +724,100 @@ def test_dom0_too_is_known_by_its_uuid(formula, qubesd):
     formula.good({"settings": {"dom0": {"features": {"gui-default-secure-copy-sequence": "x"}}}})
     assert formula.absent()["result"] is True
     assert qubesd.features == {}
+
+
+GIVEN = {
+    "label": "green",
+    "properties": {"memory": 600, "netvm": None},
+    "features": {"gui": True, "x": "mine"},
+    "services": {"cups": False},
+    "tags": ["mine", "shared"],
+    "pci": {"00_14.0": []},
+    "firewall": ["action=drop"],
+}
+OF_OURS = {
+    "app_qubes": {"template": CLONE},
+    "standalones": {"source": "debian-12-xfce"},
+    "disposables": {"template": DVM},
+}
+
+
+def rest_of(qubesd, name):
+    """All that a qube has, but for its volumes and what tells one of its name from another."""
+    kept = {k: v for k, v in qubesd.qubes[name].items() if k not in ("volumes", "uuid")}
+    return json.loads(json.dumps({"firewall": ["action=accept"], **kept}))
+
+
+@pytest.mark.parametrize("when", ["made", "later"])
+@pytest.mark.parametrize("kind", OF_OURS)
+def test_what_the_pillar_drops_of_a_qube_of_ours_is_what_it_would_be_without(
+    formula, qubesd, kind, when
+):
+    source = sys.modules["qubesadmin"].Qubes().domains["debian-12-xfce"]
+    source.memory = 700
+    source.tags.add("shared")
+    source.features["x"] = "of the source"
+    bare = {**EXAMPLE, kind: {"bare": OF_OURS[kind], "ours": OF_OURS[kind]}}
+    if when == "later":
+        formula.good(bare)
+    formula.good({**EXAMPLE, kind: {"bare": OF_OURS[kind], "ours": {**OF_OURS[kind], **GIVEN}}})
+    assert rest_of(qubesd, "ours")["properties"]["memory"] == 600
+    dry = formula.apply(bare, test=True)
+    real = formula.good()
+    assert {part: answer["changes"] for part, answer in dry.items()} == {
+        part: answer["changes"] for part, answer in real.items()
+    }
+    found, wanted = rest_of(qubesd, "ours"), rest_of(qubesd, "bare")
+    assert found["features"].pop("ramboot-made") != wanted["features"].pop("ramboot-made")
+    assert found == wanted
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_what_the_user_changed_since_of_a_qube_of_ours_is_left_and_told_once(formula, qubesd):
+    pillar = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE, "properties": {"memory": 600}}}}
+    bare = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}}
+    formula.good(pillar)
+    qubesd.qubes["work"]["properties"]["memory"] = 500
+    answer = formula.good(bare)["settings"]
+    told = "left: work: memory was changed to '500' since and is left as it is"
+    assert answer["comment"].splitlines()[1:] == [told]
+    assert told not in formula.good()["settings"]["comment"]
+    # as for a value of ours that somebody changed and the pillar set again
+    formula.good(pillar)
+    assert qubesd.qubes["work"]["properties"]["memory"] == 600
+
+
+def test_a_value_that_was_set_again_is_taken_back_to_what_it_is_without(formula, qubesd):
+    pillar = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE, "properties": {"memory": 600}}}}
+    formula.good(pillar)
+    qubesd.qubes["work"]["properties"]["memory"] = 500
+    formula.good()
+    formula.good({**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}})
+    assert "memory" not in qubesd.qubes["work"]["properties"]
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["an earlier version", "left the pillar"])
+def test_of_what_nothing_is_asked_nothing_is_taken_back(formula, qubesd, everything, earlier):
+    formula.good(everything)
+    before = rest_of(qubesd, "work"), rest_of(qubesd, CLONE), rest_of(qubesd, DVM)
+    kept = ("settings", "file_pools", "default_pools")
+    bare = {key: value for key, value in everything.items() if key in kept}
+    if earlier:
+        record = formula.world.root / "var/lib/ramboot/qubes.json"
+        noted = json.loads(record.read_text())
+        noted["settings"] = [item for item in noted["settings"] if item["qube"] != "work"]
+        record.write_text(json.dumps(noted))
+        bare = {**everything, "app_qubes": {"work": {"template": CLONE, "label": "green"}}}
+    assert not any(answer["changes"] for answer in formula.good(bare).values())
+    assert (rest_of(qubesd, "work"), rest_of(qubesd, CLONE), rest_of(qubesd, DVM)) == before
+
+
+def test_what_stays_of_ours_keeps_what_it_was_given_in_an_undo(formula, qubesd, everything):
+    formula.good(everything)
+    use(qubesd, "work")
+    before = rest_of(qubesd, "work")
+    assert not [what for what in formula.absent()["changes"] if what.startswith("work: ")]
+    assert rest_of(qubesd, "work") == before
 
 
 IMPOSSIBLE = {
@@ -1970,20 +2065,24 @@ def test_disposables_are_preloaded_when_all_else_of_their_template_is_set(formul
     assert of_it == [(MAX, "0"), ("set_firewall",), ("set_property",), (MAX, "3")]
 
 
+def notes_of(formula, key):
+    settings = formula.world.salt["ramboot_qubes_record.read"]()["settings"]
+    return [item for item in settings if item["key"] == key]
+
+
 @pytest.mark.parametrize("holder", [DVM, "dom0"])
 def test_preloaded_disposables_are_made_anew_when_what_they_keep_changes(
     formula, qubesd, given, holder
 ):
     asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
     formula.good(asked)
-    record = formula.snapshot()[1]
     if holder == "dom0":
         qubesd.system["default_dispvm"] = DVM
         qubesd.features[MAX] = "2"
     else:
         qubesd.qubes[DVM]["features"][MAX] = "2"
     for more in ({"services": {"cups": True}}, {"tags": ["x"]}, {"firewall": ["action=drop"]}):
-        asked["disposable_templates"][DVM] = {"template": CLONE, **more}
+        asked["disposable_templates"][DVM] = {**asked["disposable_templates"][DVM], **more}
         given.clear()
         changes = formula.good(asked)["qubes"]["changes"]
         assert [about for about in given if MAX in about] == [given[0], given[-1]]
@@ -1992,7 +2091,13 @@ def test_preloaded_disposables_are_made_anew_when_what_they_keep_changes(
         assert list(changes)[0] == f"{holder}: preloaded disposables"
         assert list(changes)[-1] == f"{holder}: preloaded disposables again"
         # the number is nothing of ours
-        assert formula.snapshot()[1] == record
+        assert notes_of(formula, MAX) == []
+    # nor do they keep what is taken back
+    del asked["disposable_templates"][DVM]["tags"]
+    given.clear()
+    formula.good(asked)
+    assert given == [(holder, MAX, "0"), (DVM, "set_tag"), (holder, MAX, "2")]
+    assert notes_of(formula, MAX) == []
     # qubesd itself notices other properties
     asked["disposable_templates"][DVM] |= {"properties": {"memory": 500}}
     given.clear()
@@ -2004,12 +2109,17 @@ def test_a_number_of_the_pillars_is_the_same_after(formula, given):
     asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
     asked["disposable_templates"][DVM] = {"template": CLONE, "features": {MAX: 2}}
     formula.good(asked)
-    record = formula.snapshot()[1]
+    noted = notes_of(formula, MAX)
     asked["disposable_templates"][DVM]["tags"] = ["x"]
     given.clear()
     formula.good(asked)
     assert given == [(DVM, MAX, "0"), (DVM, "set_tag"), (DVM, MAX, "2")]
-    assert formula.snapshot()[1] == record
+    assert notes_of(formula, MAX) == noted
+    # given up, it is none again, also where another setting goes with it
+    asked["disposable_templates"][DVM] = {"template": CLONE}
+    formula.good(asked)
+    assert notes_of(formula, MAX) == []
+    assert MAX not in formula.qubesd.qubes[DVM]["features"]
 
 
 THEIRS = "default-dvm"
