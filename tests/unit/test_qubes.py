@@ -662,15 +662,16 @@ def test_what_a_user_gives_a_qube_of_that_name_that_he_made_is_his(formula, qube
     assert not formula.world.salt["ramboot_qubes_record.exists"]()
 
 
-def test_of_a_qube_made_anew_the_value_that_it_had_is_put_back(formula, qubesd):
+@pytest.mark.parametrize("memory", [700, 300])
+def test_of_a_qube_made_anew_the_value_that_it_had_is_put_back(formula, qubesd, memory):
     formula.good(memory_of_net(300))
     delete("sys-net")
     app = sys.modules["qubesadmin"].Qubes()
-    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").memory = 700
-    formula.good()
-    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 300
+    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").memory = memory
+    formula.good(memory_of_net(350))
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 350
     formula.absent()
-    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 700
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == memory
 
 
 def test_what_is_no_longer_asked_for_and_is_the_users_is_told_and_forgotten(formula, qubesd):
@@ -728,7 +729,7 @@ def test_dom0_too_is_known_by_its_uuid(formula, qubesd):
 
 GIVEN = {
     "label": "green",
-    "properties": {"memory": 600, "netvm": None},
+    "properties": {"memory": 600, "netvm": None, "autostart": "yes"},
     "features": {"gui": True, "x": "mine"},
     "services": {"cups": False},
     "tags": ["mine", "shared"],
