@@ -67,11 +67,15 @@ TAGS_OF_QUBESD = ("created-by-", "guivm-", "audiovm-")
 # in a system without updates of qubes (core: qubes/vm/qubesvm.py).
 OF_QUBESD = {"menu-items": None, "check-updates": ""}
 BOOLS = {"True": ("true", "yes", "on", "1"), "False": ("false", "no", "off", "0")}
+# What a step does that sets something.
+SETTING = ("set", "give", "change", "put_back")
 HALTED = (("property", "template"), ("volume", "root rw"))
 # What a qube has to be before another may name it (core-admin: qubes/vm/mix/net.py, _setter_netvm;
 # qubes/vm/__init__.py, setter_disposable_template, of 4.4; qubes/vm/dispvm.py).
 ENABLING = ("provides_network", "template_for_dispvms")
 NEEDS = {"netvm": "provides_network", "default_dispvm": "template_for_dispvms"}
+# Instead of a name, of the kinds that have the key.
+DISPVM_WORDS = ("auto", "self", "none")
 # Setting it starts disposables at once (core-admin: qubes/vm/mix/dvmtemplate.py,
 # on_feature_set_preload_dispvm_max). They keep what they were given of their template when they
 # were made, these groups (qubes/vm/dispvm.py, __init__): only of its volumes and properties qubesd
@@ -250,6 +254,25 @@ def pending(part: str) -> list[dict[str, Any]]:
     return _around_preloaded(look, parts[part](look))
 
 
+def left(part: str) -> list[str]:
+    """
+    What an earlier pillar set, this one does not, and stays as it is, a sentence each. `apply`
+    drops the notes of it, so that it is told once.
+
+    part
+        as in `pending`; there is nothing but in "settings".
+
+    Raises CommandExecutionError when qubesd can't be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ramboot_qubes.left settings
+    """
+    return _put_back_of(part)[1]
+
+
 def budget() -> dict[str, int]:
     """
     What qubes of ours add to the root that a RAM session copies.
@@ -357,6 +380,7 @@ def apply(part: str) -> list[str]:
         salt-call --local ramboot_qubes.apply qubes
     """
     notes: list[str] = []
+    _steps, _left, forget = _put_back_of(part)
     # Twice: a qube may name one that is made after it.
     for _pass in range(2):
         steps = pending(part)
@@ -366,6 +390,8 @@ def apply(part: str) -> list[str]:
             late = _sets_netvm(step) or _sets_preloads(step) and step["new"] != "0"
             if not (making and late):
                 notes += _do(step)
+    for item in forget:
+        __salt__["ramboot_qubes_record.forget"](*item)
     return notes
 
 
@@ -415,7 +441,7 @@ class _Look:
             for name, entry in sorted(
                 self.settings.get(kind, {}).items(),
                 # one that names another disposable template after those that name none
-                key=lambda item: item[1].get("default_dispvm", "self") not in ("self", "none"),
+                key=lambda item: item[1].get("default_dispvm", "self") not in DISPVM_WORDS,
             )
         ]
 
@@ -523,6 +549,10 @@ class _Look:
 
     def value(self, name: str | None, key: str) -> dict[str, Any]:
         return self._once("properties", name, [key])[key]
+
+    def uuid(self, name: str) -> str | None:
+        """What tells a qube from an earlier one of its name (core-admin: qubes/vm/__init__.py)."""
+        return self.value(name, "uuid")["value"]
 
     def value_type(self, name: str, key: str) -> str | None:
         return self._once("property_type", name, key)
@@ -944,13 +974,12 @@ def _value_faults(look: _Look, kind: str, name: str, entry: dict[str, Any], cls:
             loop := _network_loop(name, functools.partial(_netvm_will_be, look))
         ):
             found.append(f"{where}:properties:netvm: the network would go round: {loop}")
-    dispvm = entry.get("default_dispvm", "self")
-    if dispvm not in {"self", "none", *known}:
-        found.append(f"{where}:default_dispvm: there is no qube {dispvm}")
-    elif dispvm not in ("self", "none", name) and not _will_be(
-        look, dispvm, NEEDS["default_dispvm"]
-    ):
-        found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
+    dispvm, words = entry.get("default_dispvm", "none"), _dispvm_words(look, kind, name)
+    if dispvm not in (*words, *words.values()):
+        if dispvm not in known:
+            found.append(f"{where}:default_dispvm: there is no qube {dispvm}")
+        elif not _will_be(look, dispvm, NEEDS["default_dispvm"]):
+            found.append(f"{where}:default_dispvm: {dispvm} has no {NEEDS['default_dispvm']}")
     if cls == "AdminVM" and entry["firewall"] is not None:
         found.append(f"{where}:firewall: {name} has no network and no firewall")
     found += _pci_faults(look, kind, name, entry)
@@ -1120,9 +1149,10 @@ def _netvm_will_be(look: _Look, name: str, above: tuple[str, ...] = ()) -> str |
     if name not in look.qubes:
         return _default_netvm(look)
     now = _netvm_now(look, name)
-    for item in look.record["settings"]:
+    for item in _notes(look, set()):
         of_it = (item["qube"], item["group"], item["key"]) == (name, "property", "netvm")
-        if of_it and _as_set(now, item):
+        back = of_it and _is_there(look, item) and _as_set(now, item)
+        if back and not _impossible(look, item, _kept(look)):
             return _end_netvm(look, name, item["old"])
     return now["value"]
 
@@ -1180,7 +1210,7 @@ def _halt_faults(look: _Look, step: dict[str, Any]) -> list[str]:
     qubes/devices.py, detach), or while no disposable of it runs (qubes/vm/mix/dvmtemplate.py).
     """
     action, *about = step["do"]
-    if action not in ("set", "change", "put_back"):
+    if action not in SETTING:
         return []
     name, group, key = about[:3]
     if (group, key) == ("property", "template") and (above := look.disposables_running(name)):
@@ -1377,7 +1407,7 @@ def _steps_of_ours(look: _Look) -> list[dict[str, Any]]:
             )
         for _, group, key, now, value in _unequal(look, [(name, *one) for one in values]):
             what = f"{name}: {_shown(group, key)}"
-            action = ["set", name, group, key, value]
+            action = ["give", name, group, key, now, value]
             steps.append(_step(what, _plain(group, now), value, action))
     return steps
 
@@ -1399,7 +1429,7 @@ def _turn(step: dict[str, Any], will_be: Callable[[str], str | None]) -> tuple[i
 def _setting(step: dict[str, Any]) -> tuple[Any, ...]:
     """What a step sets: qube, group, key, value; each None of a step that sets nothing."""
     action, *about = step["do"]
-    return (*about[:3], about[-1]) if action in ("set", "change", "put_back") else (None,) * 4
+    return (*about[:3], about[-1]) if action in SETTING else (None,) * 4
 
 
 def _enables(step: dict[str, Any]) -> bool | None:
@@ -1482,11 +1512,16 @@ def _unequal(look: _Look, asked: list[tuple]) -> list[tuple]:
     found = []
     for name, group, key, value in asked:
         now = _now(look, name, group, key)
-        if group == "property" and now["value"] is not None:
-            value = _spelt(key, value, now["value"])
+        value = _as_told(group, key, value, now)
         if not _same(group, now, value):
             found.append((name, group, key, now, value))
     return found
+
+
+def _as_told(group: str, key: str, value: Any, now: Any) -> Any:
+    if group == "property" and now["value"] is not None:
+        return _spelt(key, value, now["value"])
+    return value
 
 
 def _spelt(key: str, value: str, now: str) -> str:
@@ -1521,8 +1556,7 @@ def _settings_steps(look: _Look) -> list[dict[str, Any]]:
 
 def _steps_of_others(look: _Look) -> list[dict[str, Any]]:
     """All but those that enable."""
-    kept = {(name, group, key) for name, group, key, _value in _asked(look)}
-    asked, back = _asked_of_others(look, False), _put_back(look, kept)[0]
+    asked, back = _asked_of_others(look, False), _put_back(look, _kept(look))[0]
     will_be = functools.partial(_netvm_will_be, look)
     return sorted(asked + back, key=lambda step: _turn(step, will_be))
 
@@ -1538,6 +1572,16 @@ def _asked(look: _Look) -> list[tuple]:
     ]
 
 
+def _kept(look: _Look) -> set[tuple[str | None, str, str]]:
+    """What the pillar asks for, also of qubes of ours: it is not put back."""
+    ours = [
+        (name, *value)
+        for kind, name, entry in look.entries()
+        for value in _values(look, kind, name, entry)
+    ]
+    return {(name, group, key) for name, group, key, _value in _asked(look) + ours}
+
+
 def _asked_of_others(look: _Look, enabling: bool) -> list[dict[str, Any]]:
     """Settings without which a qube of ours can't name another, or all but those."""
     steps = []
@@ -1551,30 +1595,100 @@ def _asked_of_others(look: _Look, enabling: bool) -> list[dict[str, Any]]:
     return steps
 
 
+def _put_back_of(part: str) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
+    if part != "settings" or not wanted():
+        return [], [], []
+    look = _Look(_settings())
+    return _put_back(look, _kept(look))
+
+
 def _put_back(
-    look: _Look, kept: set[tuple[str | None, str, str]]
+    look: _Look, kept: set[tuple[str | None, str, str]] | None
 ) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
-    """Steps that undo recorded settings, what is left as it is, notes to drop without a step."""
+    """Steps that undo recorded settings, what is left as it is, notes to drop without a step; all
+    but what is kept, or in an undo (None) all but what is given to qubes of ours.
+    """
     steps, left, forget = [], [], []
     # such as devices before the mode that they need
-    for item in reversed(look.record["settings"]):
+    for item in reversed(_notes(look, kept)):
         name, group, key = item["qube"], item["group"], item["key"]
         what = f"{name or 'system'}: {_shown(group, key)}"
-        if (name, group, key) in kept:
+        if (name, group, key) in (kept or ()):
             continue
-        if name is not None and name not in look.qubes:
+        if not _is_there(look, item):
             forget.append((name, group, key))
             continue
         now = _now(look, name, group, key)
         if now == item["old"]:
             forget.append((name, group, key))
-        elif _as_set(now, item):
-            old, new = _plain(group, now), _plain(group, item["old"])
-            steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
-        else:
+        elif not _as_set(now, item):
             left.append(f"{what} was changed to {_plain(group, now)!r} since and is left as it is")
             forget.append((name, group, key))
+        elif why := _impossible(look, item, kept):
+            left.append(
+                f"{what} can't become {item['old']['value']} again, which {why}; it stays"
+                f" {_plain(group, now)!r}"
+            )
+            forget.append((name, group, key))
+        else:
+            old, new = _plain(group, now), _plain(group, item["old"])
+            steps.append(_step(what, old, new, ["put_back", name, group, key, item["old"]]))
     return steps, left, forget
+
+
+def _notes(look: _Look, kept: set[tuple[str | None, str, str]] | None) -> list[dict[str, Any]]:
+    """Of the record; of qubes of ours those that are in the pillar alone, and none in an undo: what
+    stays of ours stays as it is.
+    """
+    return [
+        item
+        for item in look.record["settings"]
+        if not item.get("given") or kept is not None and look.kind_of(item["qube"])
+    ]
+
+
+def _impossible(
+    look: _Look, item: dict[str, Any], kept: set[tuple[str | None, str, str]] | None
+) -> str | None:
+    """Why what a setting was can't be set any more; None where it can, as far as that is known."""
+    name, key, old = item["qube"], item["key"], item["old"]
+    if item["group"] != "property" or old["default"] or not old["value"]:
+        return None
+    there: dict[str, Any] | list[str] = [old["value"]]
+    if name is None:
+        there = look.pools
+    elif key == "label":
+        there = look.labels()
+    elif key in ("template", *QUBE_VALUED):
+        there = look.qubes
+    if old["value"] not in there:
+        return "is no more"
+    needed = NEEDS.get(key)
+    if needed and old["value"] != name and not _will_have(look, old["value"], needed, kept):
+        return f"has no {needed}"
+    return None
+
+
+def _will_have(
+    look: _Look, name: str, key: str, kept: set[tuple[str | None, str, str]] | None
+) -> bool:
+    """Whether a property of a qube that is there is true once what is not kept is put back."""
+    if (name, "property", key) in (kept or ()):
+        return _will_be(look, name, key)
+    if key not in look.property_names(name):
+        return False
+    now = look.value(name, key)
+    for item in _notes(look, kept):
+        of_it = (item["qube"], item["group"], item["key"]) == (name, "property", key)
+        if of_it and _is_there(look, item) and _as_set(now, item):
+            return item["old"]["value"] == "True"
+    return now["value"] == "True"
+
+
+def _is_there(look: _Look, item: dict[str, Any]) -> bool:
+    """Whether what a note is about is there, and not another qube of that name since."""
+    name = item["qube"]
+    return name is None or name in look.qubes and item.get("uuid") in (None, look.uuid(name))
 
 
 def _as_set(now: Any, item: dict[str, Any]) -> bool:
@@ -1583,7 +1697,7 @@ def _as_set(now: Any, item: dict[str, Any]) -> bool:
 
 
 def _undo(look: _Look) -> dict[str, Any]:
-    steps, left, forget = _put_back(look, set())
+    steps, left, forget = _put_back(look, None)
     steps = _undo_order(look, steps, left)
     found: list[str] = []
     gone: set[str] = set()
@@ -1770,16 +1884,17 @@ def _step(what: str, old: Any, new: Any, do: list[Any]) -> dict[str, Any]:
 def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tuple]:
     """What the pillar wants of a qube, with what its kind needs; values as qubesd spells them."""
     found: list[tuple[str, str, Any]] = []
-    if kind in ("disposable_templates", "low_ram"):
+    starts = kind in ("disposable_templates", "low_ram")
+    if starts:
         found.append(("property", "template_for_dispvms", "True"))
-        words = {"self": name, "none": ""}
-        wanted_dispvm = words.get(entry["default_dispvm"], entry["default_dispvm"])
-        if "default_dispvm" not in entry["properties"]:
-            found.append(("property", "default_dispvm", wanted_dispvm))
+    if "default_dispvm" in entry and "default_dispvm" not in entry["properties"]:
+        dispvm = entry["default_dispvm"]
+        dispvm = _dispvm_words(look, kind, name).get(dispvm, dispvm)
+        found.append(("property", "default_dispvm", dispvm))
+    if starts and "appmenus-dispvm" not in entry["features"]:
         # its own place in the menu: entries that start disposables
         # (QubesOS/qubes-desktop-linux-common: qubesappmenus)
-        if "appmenus-dispvm" not in entry["features"]:
-            found.append(("feature", "appmenus-dispvm", "1"))
+        found.append(("feature", "appmenus-dispvm", "1"))
     if kind == "low_ram":
         found.append(("volume", "root rw", False))
         if entry["volatile"] == "ephemeral":
@@ -1813,6 +1928,15 @@ def _values(look: _Look, kind: str, name: str, entry: dict[str, Any]) -> list[tu
     if entry["firewall"] is not None:
         found.append(("firewall", "rules", entry["firewall"]))
     return found
+
+
+def _dispvm_words(look: _Look, kind: str, name: str) -> dict[str, str]:
+    """What a word stands for under `default_dispvm` of a kind."""
+    if kind in ("disposable_templates", "low_ram"):
+        return {"self": name, "none": ""}
+    # the default of Qubes is on the disk: rather none than that
+    ours = [*look.settings["disposable_templates"]]
+    return {"auto": ours[0] if len(ours) == 1 else "", "none": ""}
 
 
 def _text(value: Any) -> str:
@@ -1950,31 +2074,53 @@ def _set_property(name: str | None, key: str, value: str) -> None:
         __salt__["ramboot_qubesadmin.set_volume"](name, "root", "rw", before)
 
 
+def _do_give(name: str, group: str, key: str, now: Any, value: Any) -> None:
+    """To a qube of ours; what it has without is noted, whatever somebody sets meanwhile."""
+    _note_and_set(name, group, key, now, value, _uuid(name), True)
+
+
 def _do_change(name: str | None, group: str, key: str, now: Any, value: Any) -> None:
-    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value)
+    uuid = _uuid(name) if name is not None else None
+    noted = _noted(name, group, key)
+    if noted and not (noted.get("uuid") in (None, uuid) and _as_set(now, noted)):
+        # of an earlier qube of that name, or the value is somebody else's since
+        __salt__["ramboot_qubes_record.forget"](name, group, key)
+    _note_and_set(name, group, key, now, value, uuid)
+
+
+def _uuid(name: str) -> str | None:
+    return __salt__["ramboot_qubesadmin.properties"](name, ["uuid"])["uuid"]["value"]
+
+
+def _note_and_set(
+    name: str | None,
+    group: str,
+    key: str,
+    now: Any,
+    value: Any,
+    uuid: str | None,
+    given: bool = False,
+) -> None:
+    __salt__["ramboot_qubes_record.changed"](name, group, key, now, value, uuid, given)
     _do_set(name, group, key, value)
     __salt__["ramboot_qubes_record.done"](name, group, key)
 
 
 def _do_hold(name: str, count: str) -> None:
     """Preload none for now; the record has what to put back after a run that is cut off."""
-    noted = _noted_preloads(name)
-    if noted and not _as_set(count, noted):
-        # the value is somebody else's since
-        __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
     _do_change(name, "feature", PRELOADS, count, "0")
 
 
 def _do_release(name: str, count: str) -> None:
     _do_change(name, "feature", PRELOADS, "0", count)
-    noted = _noted_preloads(name)
+    noted = _noted(name, "feature", PRELOADS)
     if noted and noted["old"] == count:
         __salt__["ramboot_qubes_record.forget"](name, "feature", PRELOADS)
 
 
-def _noted_preloads(name: str) -> dict[str, Any] | None:
+def _noted(name: str | None, group: str, key: str) -> dict[str, Any] | None:
     settings = __salt__["ramboot_qubes_record.read"]()["settings"]
-    about = (name, "feature", PRELOADS)
+    about = (name, group, key)
     return next((i for i in settings if (i["qube"], i["group"], i["key"]) == about), None)
 
 
@@ -2000,13 +2146,15 @@ def _do_make(
         _make_empty(kind, name, entry, pool)
         if kind in CLONES:
             _fill(kind, name, entry["source"])
+        look = _Look(_settings())
         for group, key, value in values:
             # the template is given at creation, and another qube of ours is named last of all
-            later = key in QUBE_VALUED and value != name and _Look(_settings()).kind_of(value)
+            later = key in QUBE_VALUED and value != name and look.kind_of(value)
             # preloaded are disposables of what is whole
             later = later or (group, key) == ("feature", PRELOADS)
             if (group, key) != ("property", "template") and not later:
-                _do_set(name, group, key, value)
+                now = _now(look, name, group, key)
+                _do_give(name, group, key, now, _as_told(group, key, value, now))
         look = _Look(_settings())
         for volume, wanted_pool in _pools_wanted(look, kind, entry).items():
             real = look.volumes(name)[volume]["pool"]
@@ -2045,7 +2193,8 @@ def _unmake(name: str) -> str:
 def _make_empty(kind: str, name: str, entry: dict[str, Any], pool: str) -> None:
     look = _Look(_settings())
     base = entry["source"] if kind in CLONES else entry["template"]
-    label = entry["label"] or look.qubes[base]["label"]
+    # its own comes with the other values, so that this is noted
+    label = look.qubes[base]["label"]
     where: dict[str, Any] = {"pool": pool}
     if kind in ("save", "low_ram"):
         where = {"pools": _pools_wanted(look, kind, entry)}

@@ -51,12 +51,12 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         what is visible where: mappings with `target`, `source` and `fstype`.
 
     Returns rows as `ramboot.audit` does: of each qube its volumes (but those that nobody writes to,
-    such as the kernel), what it is, whether it is stateless and, in a RAM session, whether it was
-    made in it; of each pool, the pool that new qubes go to, preloaded disposables, qubes that were
-    removed in this RAM session, what is left of qubes that are no more, or bears the name of one
-    that does not have it; last a verdict over all of them. Nothing where there is no Qubes. The row
-    of a volume has `qube`, `volume`, `pool`, `device` (a file, or the pool's name for it) and
-    `ephemeral` (bool) as well.
+    such as the kernel), what it is, whether it is stateless, disposables elsewhere that it opens
+    and, in a RAM session, whether it was made in it; of each pool, the pool that new qubes go to,
+    preloaded disposables, qubes that were removed in this RAM session, what is left of qubes that
+    are no more, or bears the name of one that does not have it; last a verdict over all of them.
+    Nothing where there is no Qubes. The row of a volume has `qube`, `volume`, `pool`, `device` (a
+    file, or the pool's name for it) and `ephemeral` (bool) as well.
 
     Raises CommandExecutionError when qubesd can't be asked.
 
@@ -83,6 +83,9 @@ def places(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     removed, since = _since(set(qubes) - (asked - set(of_qubes)))
     rows += removed
     stateless = others = 0
+    for name, told in _opened_elsewhere(of_qubes).items():
+        finding = f"{of_qubes[name][0]['finding']} but {told}"
+        of_qubes[name][0] |= {"finding": finding, "verdict": "trace"}
     for name, found in of_qubes.items():
         if since is not None:
             # it is the first row that is about the qube as a whole
@@ -408,6 +411,35 @@ def _qube(
     else:
         told.append("stateless" if worst == "ram" else "not stateless")
     return [_row(f"qube {name}", ", ".join(told), worst), *rows]
+
+
+def _opened_elsewhere(of_qubes: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """What is told of qubes that are in RAM themselves, and whose disposables are not: these lie
+    where the volumes of their template lie (core-admin: qubes/vm/dispvm.py).
+    """
+    verdicts = {name: rows[0]["verdict"] for name, rows in of_qubes.items()}
+    # one that is out of reach is not started
+    asked = [
+        name
+        for name, rows in of_qubes.items()
+        if verdicts[name] == "ram" and not rows[0]["finding"].endswith(OUT_OF_REACH)
+    ]
+    words = {"disk": "on the disk", "trace": "not in RAM alone"}
+    found = {}
+    for name, dispvm in _of_each(asked, _opened_in).items():
+        if dispvm and (verdict := verdicts.get(dispvm, "unknown")) != "ram":
+            where = words.get(verdict, "not known to be in RAM")
+            found[name] = f"opens disposables of {dispvm}, which are {where}"
+    return found
+
+
+def _opened_in(name: str) -> str | None:
+    """The template of the disposables that a qube opens."""
+    if __salt__["ramboot_qubesadmin.features"](name).get("prohibit-start"):
+        # qubesd never starts it
+        return None
+    found = __salt__["ramboot_qubesadmin.properties"](name, ["default_dispvm"])
+    return found["default_dispvm"]["value"]
 
 
 def _encrypted(

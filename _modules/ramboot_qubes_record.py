@@ -36,9 +36,11 @@ def read() -> dict[str, Any]:
     marked, what qubesd was asked for, {"class", "label", "template", "pools": {volume: pool},
     "time": seconds since 1970}}},
     "settings": [{"qube": name or None for the system, "group": "property" | "feature" | "tag" |
-    "pci" | "firewall", "key", "old", "new", "was": [what it was to become before, while "new" may
-    not have been reached]}], "pools": [names that we added], "folders": {pool: [directories that
-    were not there before]}}; all empty when there is no record.
+    "pci" | "firewall", "key", "old", "new", "uuid": the qube's, which one that was made anew under
+    its name does not have (none in notes of earlier versions), "given": true where the pillar gives
+    it to a qube of ours (none in notes of earlier versions), "was": [what it was to become
+    before, while "new" may not have been reached]}], "pools": [names that we added], "folders":
+    {pool: [directories that were not there before]}}; all empty when there is no record.
 
     Raises CommandExecutionError when the file can't be understood.
 
@@ -88,7 +90,8 @@ def made(
     Note that a qube is about to be made, or is whole, or (kind None) is gone.
 
     qube, kind, whole, volumes, intent
-        as in `read`; to the intent goes the time.
+        as in `read`; to the intent goes the time. With an intent the notes of settings of a qube of
+        that name are dropped, for it is no more; of one that is gone those that are `given`.
 
     Raises CommandExecutionError when the record can't be understood, OSError when it can't be
     written.
@@ -102,18 +105,30 @@ def made(
     record = read()
     if kind is None:
         record["made"].pop(qube, None)
+        record["settings"] = [
+            item for item in record["settings"] if not (item["qube"] == qube and item.get("given"))
+        ]
     else:
         record["made"][qube] = {"kind": kind, "whole": whole, "volumes": volumes or {}}
         if intent is not None:
             record["made"][qube]["intent"] = {**intent, "time": time.time()}
+            record["settings"] = [item for item in record["settings"] if item["qube"] != qube]
     _write(record)
 
 
-def changed(qube: str | None, group: str, key: str, old: Any, new: Any) -> None:
+def changed(
+    qube: str | None,
+    group: str,
+    key: str,
+    old: Any,
+    new: Any,
+    uuid: str | None = None,
+    given: bool = False,
+) -> None:
     """
     Note the value that a setting has before our first change of it, and what it is to become.
 
-    qube, group, key, old, new
+    qube, group, key, old, new, uuid, given
         as in `read`; the old value of an earlier note stays.
 
     Raises CommandExecutionError when the record can't be understood, OSError when it can't be
@@ -128,9 +143,9 @@ def changed(qube: str | None, group: str, key: str, old: Any, new: Any) -> None:
     record = read()
     item = _item(record, qube, group, key)
     if item is None:
-        record["settings"].append(
-            {"qube": qube, "group": group, "key": key, "old": old, "new": new}
-        )
+        item = {"qube": qube, "group": group, "key": key, "old": old, "new": new}
+        item |= {"uuid": uuid} if uuid else {}
+        record["settings"].append(item | ({"given": True} if given else {}))
     else:
         # until it is done the system may have what was to be set before
         if item["new"] not in (new, *item.get("was", [])):

@@ -41,6 +41,8 @@ NOT_CLONED = {"name", "qid", "template", "label", "uuid", "installed_by_rpm"}
 NOT_CLONED_FEATURES = ("preload-dispvm", "deferred-netvm-original")
 # Features of ours say whose state they are: they do not travel to a clone.
 OURS = "ramboot-"
+# Nor do these, if we set them: a copy of a copy is not copied anew (ramboot_qubes, _values).
+OF_A_COPY = ("prohibit-start", "skip-update")
 
 
 def __virtual__() -> str:
@@ -487,8 +489,10 @@ def clone_settings(source: str, name: str) -> None:
         for tag in old.tags:
             if not tag.startswith("created-by-"):
                 new.tags.add(tag)
-        for key, value in old.features.items():
-            if not key.startswith((*NOT_CLONED_FEATURES, OURS)):
+        features = dict(old.features.items())
+        held = features.get("prohibit-start", "").startswith("ramboot: ")
+        for key, value in features.items():
+            if not key.startswith((*NOT_CLONED_FEATURES, OURS)) and not (held and key in OF_A_COPY):
                 new.features[key] = value
         # not in 4.2
         if hasattr(old, "get_notes") and old.get_notes():

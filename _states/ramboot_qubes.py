@@ -63,18 +63,22 @@ def present(name: str, part: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     try:
         changes = _changes(__salt__["ramboot_qubes.pending"](part))
-        if not changes:
-            return _result(name, True, {}, f"{name}: as the pillar wants them")
+        left = __salt__["ramboot_qubes.left"](part)
+        as_wanted = _lines(f"{name}: as the pillar wants them", left)
         if __opts__["test"]:
-            return _result(name, None, changes, f"would be changed: {', '.join(changes)}")
+            told = _lines(f"would be changed: {', '.join(changes)}", left) if changes else as_wanted
+            return _result(name, None if changes else True, changes, told)
+        # without changes too: what is no longer ours is forgotten
         notes = __salt__["ramboot_qubes.apply"](part)
-        left = _changes(__salt__["ramboot_qubes.pending"](part))
-        if left:
-            raise CommandExecutionError(f"changed without an error and still not so: {left}")
+        if not changes:
+            return _result(name, True, {}, as_wanted)
+        still = _changes(__salt__["ramboot_qubes.pending"](part))
+        if still:
+            raise CommandExecutionError(f"changed without an error and still not so: {still}")
     except (CommandExecutionError, SaltInvocationError, OSError) as error:
         return _result(name, False, _done(changes, part), str(error))
     told = "\n".join([f"changed: {', '.join(changes)}", *notes])
-    return _result(name, True, changes, told)
+    return _result(name, True, changes, _lines(told, left))
 
 
 def absent(name: str) -> dict[str, Any]:

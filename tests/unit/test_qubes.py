@@ -265,7 +265,12 @@ def test_every_kind_lies_where_it_should(formula, qubesd, everything):
     assert qubesd.qubes["save"]["properties"]["netvm"] == ""
     work = qubesd.qubes["work"]
     assert work["label"] == "green"
-    assert work["properties"] == {"memory": 600, "netvm": "sys-ram", "autostart": True}
+    assert work["properties"] == {
+        "memory": 600,
+        "netvm": "sys-ram",
+        "autostart": True,
+        "default_dispvm": DVM,
+    }
     assert work["features"] == {
         "gui": "1",
         "service.cups": "",
@@ -306,6 +311,59 @@ def test_a_disposable_template_starts_itself_none_or_another(formula, qubesd):
     )
     named = {name: qubesd.qubes[name]["properties"]["default_dispvm"] for name in "abc"}
     assert named == {"a": "", "b": "c", "c": "c"}
+
+
+@pytest.mark.parametrize("kind", ["app_qubes", "standalones"])
+def test_what_a_qube_of_ours_opens_in_a_disposable_stays_in_ram(formula, qubesd, kind):
+    base = {"app_qubes": {"template": CLONE}, "standalones": {"source": "debian-12-xfce"}}[kind]
+    given = {
+        "auto": base,
+        "nothing": {**base, "default_dispvm": "none"},
+        "named": {**base, "default_dispvm": "default-dvm"},
+        "own": {**base, "properties": {"default_dispvm": "default-dvm"}},
+        "both": {**base, "default_dispvm": "none", "properties": {"default_dispvm": DVM}},
+    }
+
+    def opened():
+        return {name: qubesd.qubes[name]["properties"]["default_dispvm"] for name in given}
+
+    named = {"nothing": "", "named": "default-dvm", "own": "default-dvm", "both": DVM}
+    pillar = {**EXAMPLE, kind: given}
+    dry = formula.apply(pillar, test=True)
+    real = formula.good()
+    assert {part: answer["changes"] for part, answer in dry.items()} == {
+        part: answer["changes"] for part, answer in real.items()
+    }
+    assert opened() == {"auto": DVM, **named}
+    assert not any(answer["changes"] for answer in formula.good().values())
+    # with two there is no telling which is meant
+    formula.good(
+        {**pillar, "disposable_templates": {DVM: {"template": CLONE}, "b": {"template": CLONE}}}
+    )
+    assert opened() == {"auto": "", **named}
+
+
+def test_a_qube_of_ours_without_a_disposable_template_opens_none(formula, qubesd):
+    formula.good({"standalones": {"alone": {"source": "debian-12-xfce"}}})
+    assert qubesd.qubes["alone"]["properties"]["default_dispvm"] == ""
+
+
+@pytest.mark.parametrize(
+    ("dispvm", "told"),
+    [
+        ("self", "there is no qube self"),
+        ("work", "work has no template_for_dispvms"),
+        ("sys-net", "sys-net has no template_for_dispvms"),
+        ("gone", "there is no qube gone"),
+    ],
+)
+def test_what_is_no_template_of_disposables_is_told_before(formula, dispvm, told):
+    entry = {"template": CLONE, "default_dispvm": dispvm}
+    answers = formula.apply({**EXAMPLE, "app_qubes": {"work": entry}})
+    assert answers["checked"]["comment"].splitlines() == [
+        "nothing was changed:",
+        f"app_qubes:work:default_dispvm: {told}",
+    ]
 
 
 def test_a_low_ram_template_can_have_an_encrypted_volatile_volume_on_the_disk(formula, qubesd):
@@ -552,6 +610,307 @@ def test_a_qube_that_is_gone_is_no_obstacle(formula):
     assert not formula.world.salt["ramboot_qubes_record.exists"]()
 
 
+def delete(name):
+    app = sys.modules["qubesadmin"].Qubes()
+    if str(app.default_netvm or "") == name:
+        app.default_netvm = None
+    del app.domains[name]
+
+
+def memory_of_net(memory, **others):
+    return {"settings": {"sys-net": {"properties": {"memory": memory}, **others}}}
+
+
+def test_settings_of_a_qube_that_is_gone_are_not_put_back_onto_one_of_ours(formula, qubesd):
+    given = {
+        "properties": {"memory": 300, "autostart": True, "virt_mode": "hvm"},
+        "pci": {"00_1f.6": []},
+        "tags": ["kept"],
+    }
+    formula.good({**EXAMPLE, "settings": {"sys-net": given}})
+    delete("sys-net")
+    moved = {**EXAMPLE, "disposables": {"sys-net": {"template": DVM, **given}}}
+    answers = formula.good(moved)
+    assert set(answers["qubes"]["changes"]) == {"sys-net"}
+    assert answers["settings"]["changes"] == {}
+    assert qubesd.qubes["sys-net"]["pci"] == {"00_1f.6": {}}
+    assert not any(answer["changes"] for answer in formula.good(moved).values())
+    noted = formula.world.salt["ramboot_qubes_record.read"]()["settings"]
+    assert all(item.get("given") for item in noted)
+
+
+def test_what_the_pillar_asks_of_a_qube_of_ours_is_not_put_back(formula, qubesd):
+    entry = {"template": CLONE}
+    formula.good({**EXAMPLE, "app_qubes": {"work": entry}})
+    formula.good({**EXAMPLE, "settings": {"work": {"properties": {"memory": 300}}}})
+    moved = {**EXAMPLE, "app_qubes": {"work": {**entry, "properties": {"memory": 300}}}}
+    assert not any(answer["changes"] for answer in formula.good(moved).values())
+    assert qubesd.qubes["work"]["properties"]["memory"] == 300
+
+
+@pytest.mark.parametrize("then", ["absent", "dropped"])
+def test_what_a_user_gives_a_qube_of_that_name_that_he_made_is_his(formula, qubesd, then):
+    formula.good(memory_of_net(300, pci={"00_1f.6": []}))
+    delete("sys-net")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").memory = 300
+    qubesd.qubes["sys-net"]["pci"] = {"00_1f.6": {}}
+    answer = formula.absent() if then == "absent" else formula.good({})["settings"]
+    assert answer["changes"] == {}
+    assert qubesd.qubes["sys-net"]["pci"] == {"00_1f.6": {}}
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 300
+    assert not formula.world.salt["ramboot_qubes_record.exists"]()
+
+
+@pytest.mark.parametrize("memory", [700, 300])
+def test_of_a_qube_made_anew_the_value_that_it_had_is_put_back(formula, qubesd, memory):
+    formula.good(memory_of_net(300))
+    delete("sys-net")
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("AppVM", "sys-net", "red", template="debian-12-xfce").memory = memory
+    formula.good(memory_of_net(350))
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 350
+    formula.absent()
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == memory
+
+
+def test_what_is_no_longer_asked_for_and_is_the_users_is_told_and_forgotten(formula, qubesd):
+    formula.good(memory_of_net(300))
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 350
+    told = "left: sys-net: memory was changed to '350' since and is left as it is"
+    dry = formula.apply({}, test=True)["settings"]
+    real = formula.good({})["settings"]
+    assert dry == real
+    assert (dry["result"], dry["changes"]) == (True, {})
+    assert dry["comment"].splitlines()[1:] == [told]
+    assert formula.good({})["settings"]["comment"] == "settings: as the pillar wants them"
+    # from here on it is the user's
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 300
+    assert formula.good({})["settings"]["changes"] == {}
+    assert formula.absent()["changes"] == {}
+
+
+def test_what_the_user_put_back_himself_is_forgotten(formula, qubesd):
+    formula.good(memory_of_net(300))
+    del qubesd.qubes["sys-net"]["properties"]["memory"]
+    formula.good({})
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 300
+    assert formula.good({})["settings"]["changes"] == {}
+    assert formula.absent()["changes"] == {}
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_value_of_the_users_is_what_is_put_back(formula, qubesd, dropped):
+    formula.good(memory_of_net(300))
+    qubesd.qubes["sys-net"]["properties"]["memory"] = 500
+    if dropped:
+        formula.good({})
+    formula.good(memory_of_net(200))
+    formula.absent()
+    assert qubesd.qubes["sys-net"]["properties"]["memory"] == 500
+
+
+def test_notes_of_earlier_versions_have_no_uuid_and_count(formula, qubesd):
+    formula.good(memory_of_net(300))
+    record = formula.world.root / "var/lib/ramboot/qubes.json"
+    noted = json.loads(record.read_text())
+    noted["settings"][0].pop("uuid", None)
+    record.write_text(json.dumps(noted))
+    formula.good(memory_of_net(350))
+    formula.absent()
+    assert "memory" not in qubesd.qubes["sys-net"]["properties"]
+
+
+def test_dom0_too_is_known_by_its_uuid(formula, qubesd):
+    formula.good({"settings": {"dom0": {"features": {"gui-default-secure-copy-sequence": "x"}}}})
+    assert formula.absent()["result"] is True
+    assert qubesd.features == {}
+
+
+GIVEN = {
+    "label": "green",
+    "properties": {"memory": 600, "netvm": None, "autostart": "yes"},
+    "features": {"gui": True, "x": "mine"},
+    "services": {"cups": False},
+    "tags": ["mine", "shared"],
+    "pci": {"00_14.0": []},
+    "firewall": ["action=drop"],
+}
+OF_OURS = {
+    "app_qubes": {"template": CLONE},
+    "standalones": {"source": "debian-12-xfce"},
+    "disposables": {"template": DVM},
+}
+
+
+def rest_of(qubesd, name):
+    """All that a qube has, but for its volumes and what tells one of its name from another."""
+    kept = {k: v for k, v in qubesd.qubes[name].items() if k not in ("volumes", "uuid")}
+    return json.loads(json.dumps({"firewall": ["action=accept"], **kept}))
+
+
+@pytest.mark.parametrize("when", ["made", "later"])
+@pytest.mark.parametrize("kind", OF_OURS)
+def test_what_the_pillar_drops_of_a_qube_of_ours_is_what_it_would_be_without(
+    formula, qubesd, kind, when
+):
+    source = sys.modules["qubesadmin"].Qubes().domains["debian-12-xfce"]
+    source.memory = 700
+    source.tags.add("shared")
+    source.features["x"] = "of the source"
+    bare = {**EXAMPLE, kind: {"bare": OF_OURS[kind], "ours": OF_OURS[kind]}}
+    if when == "later":
+        formula.good(bare)
+    formula.good({**EXAMPLE, kind: {"bare": OF_OURS[kind], "ours": {**OF_OURS[kind], **GIVEN}}})
+    assert rest_of(qubesd, "ours")["properties"]["memory"] == 600
+    dry = formula.apply(bare, test=True)
+    real = formula.good()
+    assert {part: answer["changes"] for part, answer in dry.items()} == {
+        part: answer["changes"] for part, answer in real.items()
+    }
+    found, wanted = rest_of(qubesd, "ours"), rest_of(qubesd, "bare")
+    assert found["features"].pop("ramboot-made") != wanted["features"].pop("ramboot-made")
+    assert found == wanted
+    assert not any(answer["changes"] for answer in formula.good().values())
+
+
+def test_what_the_user_changed_since_of_a_qube_of_ours_is_left_and_told_once(formula, qubesd):
+    pillar = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE, "properties": {"memory": 600}}}}
+    bare = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}}
+    formula.good(pillar)
+    qubesd.qubes["work"]["properties"]["memory"] = 500
+    answer = formula.good(bare)["settings"]
+    told = "left: work: memory was changed to '500' since and is left as it is"
+    assert answer["comment"].splitlines()[1:] == [told]
+    assert told not in formula.good()["settings"]["comment"]
+    # as for a value of ours that somebody changed and the pillar set again
+    formula.good(pillar)
+    assert qubesd.qubes["work"]["properties"]["memory"] == 600
+
+
+def test_a_value_that_was_set_again_is_taken_back_to_what_it_is_without(formula, qubesd):
+    pillar = {**EXAMPLE, "app_qubes": {"work": {"template": CLONE, "properties": {"memory": 600}}}}
+    formula.good(pillar)
+    qubesd.qubes["work"]["properties"]["memory"] = 500
+    formula.good()
+    formula.good({**EXAMPLE, "app_qubes": {"work": {"template": CLONE}}})
+    assert "memory" not in qubesd.qubes["work"]["properties"]
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["an earlier version", "left the pillar"])
+def test_of_what_nothing_is_asked_nothing_is_taken_back(formula, qubesd, everything, earlier):
+    formula.good(everything)
+    before = rest_of(qubesd, "work"), rest_of(qubesd, CLONE), rest_of(qubesd, DVM)
+    kept = ("settings", "file_pools", "default_pools")
+    bare = {key: value for key, value in everything.items() if key in kept}
+    if earlier:
+        record = formula.world.root / "var/lib/ramboot/qubes.json"
+        noted = json.loads(record.read_text())
+        noted["settings"] = [item for item in noted["settings"] if item["qube"] != "work"]
+        record.write_text(json.dumps(noted))
+        bare = {**everything, "app_qubes": {"work": {"template": CLONE, "label": "green"}}}
+    assert not any(answer["changes"] for answer in formula.good(bare).values())
+    assert (rest_of(qubesd, "work"), rest_of(qubesd, CLONE), rest_of(qubesd, DVM)) == before
+
+
+def test_what_stays_of_ours_keeps_what_it_was_given_in_an_undo(formula, qubesd, everything):
+    formula.good(everything)
+    use(qubesd, "work")
+    before = rest_of(qubesd, "work")
+    assert not [what for what in formula.absent()["changes"] if what.startswith("work: ")]
+    assert rest_of(qubesd, "work") == before
+
+
+IMPOSSIBLE = {
+    "netvm": "netvm can't become old again, which is no more; it stays 'sys-net'",
+    "network": "netvm can't become old again, which has no provides_network; it stays 'sys-net'",
+    "default_dispvm": "default_dispvm can't become old again, which is no more; it stays"
+    " 'default-dvm'",
+    "disposables": "default_dispvm can't become old again, which has no template_for_dispvms; it"
+    " stays 'default-dvm'",
+    "template": "template can't become old again, which is no more; it stays 'debian-12-xfce'",
+    "label": "label can't become old again, which is no more; it stays 'red'",
+    "pool": "default_pool can't become old again, which is no more; it stays 'vm-pool'",
+}
+
+
+def make_impossible(qubesd, what):
+    """What of the pillar, after which a value of the user's can't be set again; and how."""
+    module = sys.modules["qubesadmin"]
+    app = module.Qubes()
+    if what == "pool":
+        qubesd.add_pool("old", "lvm_thin", volume_group="other", thin_pool="old")
+        app.default_pool = "old"
+        asked = {"default_pools": {"default_pool": "vm-pool"}}
+        return asked, lambda: app.remove_pool("old")
+    work = app.add_new_vm("AppVM", "work", "red", template="debian-12-xfce")
+    entry = {"tags": ["mine"]}
+    asked = {"settings": {"work": entry}}
+    if what == "label":
+        module.LABELS = (*module.LABELS, "old")
+        work.label, entry["label"] = "old", "red"
+        return asked, lambda: setattr(module, "LABELS", module.LABELS[:-1])
+    if what == "template":
+        app.add_new_vm("TemplateVM", "old", "black")
+        work.template, entry["template"] = "old", "debian-12-xfce"
+        return asked, lambda: delete("old")
+    key, needed, new = {
+        "n": ("netvm", "provides_network", "sys-net"),
+        "d": ("default_dispvm", "template_for_dispvms", "default-dvm"),
+    }[what[0]]
+    old = app.add_new_vm("AppVM", "old", "red", template="debian-12-xfce")
+    setattr(old, needed, True)
+    setattr(work, key, "old")
+    entry["properties"] = {key: new}
+    if what in ("netvm", "default_dispvm"):
+        return asked, lambda: delete("old")
+    return asked, lambda: setattr(old, needed, False)
+
+
+@pytest.mark.parametrize("then", ["absent", "dropped"])
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_what_can_not_be_put_back_any_more_is_told_and_forgotten(formula, qubesd, what, then):
+    asked, spoil = make_impossible(qubesd, what)
+    formula.good(asked)
+    spoil()
+    formula.pillar({})
+    whose = "system" if what == "pool" else "work"
+    dry = formula.absent(True) if then == "absent" else formula.apply({}, True)["settings"]
+    real = formula.absent() if then == "absent" else formula.good({})["settings"]
+    for answer in (dry, real):
+        assert set(answer["changes"]) == ({"work: tag mine"} if whose == "work" else set())
+        assert answer["comment"].splitlines()[1:] == [f"left: {whose}: {IMPOSSIBLE[what]}"]
+    assert real["result"] is True
+    assert not formula.world.salt["ramboot_qubes_record.exists"]()
+
+
+def test_what_is_made_possible_by_what_is_put_back_is_put_back(formula, qubesd):
+    app = sys.modules["qubesadmin"].Qubes()
+    old = app.add_new_vm("AppVM", "old", "red", template="debian-12-xfce")
+    old.provides_network = True
+    app.add_new_vm("AppVM", "work", "red", template="debian-12-xfce").netvm = "old"
+    formula.pillar({})
+    before = json.loads(formula.snapshot()[0])["qubes"]
+    net = {"work": {"properties": {"netvm": "sys-net"}}}
+    formula.good({"settings": net})
+    formula.good({"settings": {**net, "old": {"properties": {"provides_network": False}}}})
+    assert formula.absent()["result"] is True
+    assert json.loads(formula.snapshot()[0])["qubes"] == before
+
+
+def test_a_network_that_can_not_be_put_back_closes_no_loop(formula, qubesd):
+    """Of `old` it is not asked what its network was."""
+    app = sys.modules["qubesadmin"].Qubes()
+    for name in ("old", "work"):
+        vm = app.add_new_vm("AppVM", name, "red", template="debian-12-xfce")
+        vm.provides_network = True
+    app.domains["work"].netvm = "old"
+    formula.good({"settings": {"work": {"properties": {"netvm": "sys-net"}}}})
+    app.domains["old"].provides_network = False
+    formula.good({"settings": {"old": {"properties": {"netvm": "work"}}}})
+    assert qubesd.qubes["old"]["properties"]["netvm"] == "work"
+
+
 # A copy is not to be updated itself
 
 
@@ -595,6 +954,21 @@ def test_a_copy_that_stays_can_be_updated_again(formula, qubesd):
     assert formula.absent()["changes"] == {}
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "the user's"])
+def test_what_is_made_of_a_users_clone_of_a_copy_can_be_started(formula, qubesd, ours):
+    formula.good(EXAMPLE)
+    app = sys.modules["qubesadmin"].Qubes()
+    app.add_new_vm("TemplateVM", "mine", "black")
+    # as qvm-clone does
+    for key, value in app.domains[CLONE].features.items():
+        app.domains["mine"].features[key] = value
+    if not ours:
+        app.domains["mine"].features["prohibit-start"] = "broken"
+    formula.good({**EXAMPLE, "standalones": {"bench": {"source": "mine"}}})
+    kept = {"prohibit-start", "skip-update"} & set(qubesd.qubes["bench"]["features"])
+    assert kept == (set() if ours else {"prohibit-start", "skip-update"})
+
+
 # Data is never deleted without being asked
 
 
@@ -621,6 +995,7 @@ def test_a_qube_that_was_used_stays_and_is_named(formula, qubesd, everything, ki
 
 
 def test_what_a_staying_qube_needs_stays_too(formula, qubesd, everything):
+    everything["app_qubes"]["work"]["default_dispvm"] = "none"
     formula.good(everything)
     use(qubesd, "work")
     answer = formula.absent()
@@ -1691,20 +2066,24 @@ def test_disposables_are_preloaded_when_all_else_of_their_template_is_set(formul
     assert of_it == [(MAX, "0"), ("set_firewall",), ("set_property",), (MAX, "3")]
 
 
+def notes_of(formula, key):
+    settings = formula.world.salt["ramboot_qubes_record.read"]()["settings"]
+    return [item for item in settings if item["key"] == key]
+
+
 @pytest.mark.parametrize("holder", [DVM, "dom0"])
 def test_preloaded_disposables_are_made_anew_when_what_they_keep_changes(
     formula, qubesd, given, holder
 ):
     asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
     formula.good(asked)
-    record = formula.snapshot()[1]
     if holder == "dom0":
         qubesd.system["default_dispvm"] = DVM
         qubesd.features[MAX] = "2"
     else:
         qubesd.qubes[DVM]["features"][MAX] = "2"
     for more in ({"services": {"cups": True}}, {"tags": ["x"]}, {"firewall": ["action=drop"]}):
-        asked["disposable_templates"][DVM] = {"template": CLONE, **more}
+        asked["disposable_templates"][DVM] = {**asked["disposable_templates"][DVM], **more}
         given.clear()
         changes = formula.good(asked)["qubes"]["changes"]
         assert [about for about in given if MAX in about] == [given[0], given[-1]]
@@ -1713,7 +2092,13 @@ def test_preloaded_disposables_are_made_anew_when_what_they_keep_changes(
         assert list(changes)[0] == f"{holder}: preloaded disposables"
         assert list(changes)[-1] == f"{holder}: preloaded disposables again"
         # the number is nothing of ours
-        assert formula.snapshot()[1] == record
+        assert notes_of(formula, MAX) == []
+    # nor do they keep what is taken back
+    del asked["disposable_templates"][DVM]["tags"]
+    given.clear()
+    formula.good(asked)
+    assert given == [(holder, MAX, "0"), (DVM, "set_tag"), (holder, MAX, "2")]
+    assert notes_of(formula, MAX) == []
     # qubesd itself notices other properties
     asked["disposable_templates"][DVM] |= {"properties": {"memory": 500}}
     given.clear()
@@ -1725,12 +2110,17 @@ def test_a_number_of_the_pillars_is_the_same_after(formula, given):
     asked = {kind: dict(entries) for kind, entries in EXAMPLE.items()}
     asked["disposable_templates"][DVM] = {"template": CLONE, "features": {MAX: 2}}
     formula.good(asked)
-    record = formula.snapshot()[1]
+    noted = notes_of(formula, MAX)
     asked["disposable_templates"][DVM]["tags"] = ["x"]
     given.clear()
     formula.good(asked)
     assert given == [(DVM, MAX, "0"), (DVM, "set_tag"), (DVM, MAX, "2")]
-    assert formula.snapshot()[1] == record
+    assert notes_of(formula, MAX) == noted
+    # given up, it is none again, also where another setting goes with it
+    asked["disposable_templates"][DVM] = {"template": CLONE}
+    formula.good(asked)
+    assert notes_of(formula, MAX) == []
+    assert MAX not in formula.qubesd.qubes[DVM]["features"]
 
 
 THEIRS = "default-dvm"

@@ -92,6 +92,41 @@ def test_in_a_ram_session_the_example_is_stateless_and_the_rest_is_not(dom0):
     assert not [place for place in found if place.endswith("kernel")]
 
 
+def test_a_qube_in_ram_that_opens_disposables_on_the_disk_leaves_traces(dom0, qubesd):
+    low = {"low": {"template": "debian-12-xfce"}}
+    opens = {"a": "default-dvm", "b": DVM, "c": "none", "d": "low"}
+    apps = {name: {"template": CLONE, "default_dispvm": dispvm} for name, dispvm in opens.items()}
+    dom0.good({**EXAMPLE, "low_ram": low, "app_qubes": apps})
+    told = "AppVM, on debian-12-xfce-stateless, halted, stateless"
+    persistent = dom0.rows()
+    assert not [finding for _verdict, finding in persistent.values() if "but opens" in finding]
+    dom0.in_ram()
+    found = dom0.rows()
+    elsewhere = f"{told} but opens disposables of default-dvm, which are on the disk"
+    assert found["qube a"] == ("trace", elsewhere)
+    assert found["qube a root"][0] == found["qube a private"][0] == "ram"
+    assert found["qube b"] == found["qube c"] == ("ram", told)
+    assert found["qube d"] == (
+        "trace",
+        f"{told} but opens disposables of low, which are not in RAM alone",
+    )
+    # what can't be started opens nothing
+    assert found[f"qube {CLONE}"][0] == "ram"
+    assert found["qubes"][1] == "4 of 10 keep nothing outside of RAM"
+    # with snapshot the disk is covered
+    dom0.devices["/dev/dm-7"] = "ram"
+    assert dom0.rows()["qube a"] == ("ram", told)
+
+
+def test_a_disposable_that_ends_when_it_is_asked_what_it_opens_is_passed_over(dom0, qubesd):
+    dom0.good(EXAMPLE)
+    dom0.in_ram()
+    sys.modules["qubesadmin"].Qubes().add_new_vm("DispVM", "disp7", "red", template=DVM)
+    ends_when(dom0, qubesd, "disp7", "properties")
+    assert dom0.rows()[f"qube {DVM}"][0] == "ram"
+    assert "disp7" not in qubesd.qubes
+
+
 def test_the_leak_of_the_threads_recipe_is_named(dom0):
     """An AppVM with -P varlibqubes on an ordinary template: its root is on the disk."""
     sys.modules["qubesadmin"].Qubes().add_new_vm(
@@ -394,7 +429,9 @@ def test_a_volume_without_its_file_is_not_known(dom0, qubesd, name, verdict):
     assert found[f"qube {DVM} private"][0] == verdict
     assert found[f"qube {DVM} private"][1].endswith("its file is not there") == (name is None)
     # what is made at the start is not missed
-    assert found["qube disp1"][0] == "ram"
+    assert found["qube disp1 private"][0] == "ram"
+    told = f"stateless but opens disposables of {DVM}, which are not known to be in RAM"
+    assert found["qube disp1"][1].endswith("halted, stateless" if name else f"halted, {told}")
 
 
 def session(dom0, copies):

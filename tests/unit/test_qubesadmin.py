@@ -100,6 +100,16 @@ def test_qubes_are_listed_with_class_state_template_and_label(seam, template, ap
     assert found["dom0"]["running"] is True
 
 
+def test_a_qube_made_anew_under_its_name_has_another_uuid(seam, template, app):
+    before = seam.properties(app, ["uuid"])["uuid"]
+    assert before["default"] is False
+    refused(f"setting uuid of {app}", seam.set_property, app, "uuid", "")
+    seam.remove(app)
+    seam.create(APP, "AppVM", "blue", template=template, pool=POOL)
+    assert seam.properties(app, ["uuid"])["uuid"]["value"] not in (None, "", before["value"])
+    assert set(seam.properties("dom0", ["uuid"])["uuid"]["value"]) == {"0", "-"}
+
+
 def test_the_eight_labels_are_there(seam):
     assert {"red", "black", "yellow"} <= set(seam.labels())
 

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from pathlib import Path
 
 from qubesadmin import exc, firewall
@@ -49,12 +50,13 @@ PROPERTIES = {
     "qid": ("int", None),
     # no value while the qube is halted
     "stubdom_xid": ("int", None),
+    "uuid": ("str", None),
     "vcpus": ("int", 2),
     "virt_mode": ("str", "pvh"),
 }
 # core: qubes/vm/adminvm.py
-OF_DOM0 = ("default_dispvm", "include_in_backups", "klass", "label", "name", "qid")
-READ_ONLY = ("klass", "qid", "stubdom_xid")
+OF_DOM0 = ("default_dispvm", "include_in_backups", "klass", "label", "name", "qid", "uuid")
+READ_ONLY = ("klass", "qid", "stubdom_xid", "uuid")
 # core: qubes/app.py; the default_pool_* follow default_pool until they are set
 SYSTEM = {
     "default_dispvm": "vm",
@@ -389,6 +391,8 @@ class Qubes:
             "tags": sorted({*TAGS, *(kind["tags"] if cls == "DispVM" else [])}),
             "running": False,
             "pci": {},
+            # core: qubes/vm/__init__.py
+            "uuid": str(uuid.uuid4()),
         }
         if cls == "DispVM" and "firewall" in kind:
             WORLD.qubes[name]["firewall"] = list(kind["firewall"])
@@ -589,7 +593,7 @@ class QubesVM:
             types["netvm"] = ("vm", None)
         if self.klass == "RemoteVM":
             # core: qubes/vm/remotevm.py
-            return {key: types[key] for key in ("klass", "label", "name", "qid")} | {
+            return {key: types[key] for key in ("klass", "label", "name", "qid", "uuid")} | {
                 "relayvm": ("vm", None)
             }
         if self.klass in ("AppVM", "DispVM"):
@@ -607,8 +611,9 @@ class QubesVM:
 
     def property_is_default(self, key):
         self._known(key)
-        if key in ("name", "label", "template", "klass", "qid", "dispid"):
-            return False
+        if key in ("name", "label", "template", "klass", "qid", "uuid", "dispid"):
+            # of dom0 its uuid too is a default (core: qubes/vm/adminvm.py)
+            return (self.name, key) == ("dom0", "uuid")
         return key not in self._qube()["properties"]
 
     def _known(self, key):
@@ -621,10 +626,16 @@ class QubesVM:
         WORLD.call("admin.vm.property.Get", f"{self.name} {key}")
         if self.name == "dom0" and key == "label":
             return "black"
+        if (self.name, key) == ("dom0", "uuid"):
+            return str(uuid.UUID(int=0))
         self._known(key)
         kind, default = self._types()[key]
         qube = self._qube()
-        value = qube[key] if key in ("label", "template") else qube["properties"].get(key, default)
+        value = (
+            qube[key]
+            if key in ("label", "template", "uuid")
+            else qube["properties"].get(key, default)
+        )
         if kind == "vm":
             if isinstance(value, str) and value.startswith("@"):
                 value = WORLD.system.get(value[1:])
