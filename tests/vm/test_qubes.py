@@ -172,8 +172,6 @@ def test_a_stateless_qube_writes_to_ram_and_one_in_the_disks_pool_to_the_disk(
         build.base(),
         # dom0 takes its dom0_mem=max first
         memory_mib=5120,
-        # libxl gives its scripts a time limit
-        processors=2,
         payload=payload(tmp_path / "payload.tar"),
     )
     dom0.start_direct("ramboot=zram", xen=True, initrd=build.initramfs())

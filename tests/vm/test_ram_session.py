@@ -25,8 +25,7 @@ MachineMaker = Callable[..., Machine]
 def test_yes_at_the_prompt_runs_dom0_from_zram_and_leaves_the_disk_as_it_was(
     applied_disk: Disk, machine: MachineMaker
 ) -> None:
-    # so that two workers copy
-    dom0 = machine(applied_disk, processors=2)
+    dom0 = machine(applied_disk)
     dom0.start()
     dom0.unlock()
     line = dom0.at_prompt()
