@@ -2320,12 +2320,7 @@ def test_an_overlay_over_xfs(shell: Shell, tmp_path: Path, mounts: int, said: st
     ],
 )
 def test_an_overlay_over_ext4(shell: Shell, tmp_path: Path, change: str | None, said: str) -> None:
-    image = tmp_path / "source.img"
-    with image.open("wb") as stream:
-        stream.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    if change:
-        subprocess.run(["debugfs", "-w", "-R", change, image], check=True, capture_output=True)
+    an_ext4(tmp_path / "source.img", change)
     done = shell(
         "SOURCE_ROOT=$P/source.img\n"
         'overlay_ext4 && printf "%s" "$LOWER_OPTIONS" || printf "%s" "$reason"'
@@ -2345,16 +2340,20 @@ def test_an_overlay_over_ext4(shell: Shell, tmp_path: Path, change: str | None, 
 def test_a_journal_on_another_device_is_refused(
     shell: Shell, tmp_path: Path, change: str | None
 ) -> None:
-    image = tmp_path / "source.img"
+    an_ext4(tmp_path / "source.img", change)
+    done = shell('ST_DEVICE=/dev/root; journal_inside "$P/source.img" || printf "%s" "$reason"')
+    elsewhere = change is not None and "journal_" in change.removeprefix("feature ^has_")
+    said = "the journal of the file system on /dev/root is on another device"
+    assert (done.stdout, done.stderr) == (said if elsewhere else "", "")
+
+
+def an_ext4(image: Path, change: str | None) -> None:
+    """An empty file system, changed by debugfs."""
     with image.open("wb") as stream:
         stream.truncate(16 << 20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
     if change:
         subprocess.run(["debugfs", "-w", "-R", change, image], check=True, capture_output=True)
-    done = shell('ST_DEVICE=/dev/root; journal_inside "$P/source.img" || printf "%s" "$reason"')
-    elsewhere = change is not None and "journal_" in change.removeprefix("feature ^has_")
-    said = "the journal of the file system on /dev/root is on another device"
-    assert (done.stdout, done.stderr) == (said if elsewhere else "", "")
 
 
 def test_an_overlay_of_several_subvolumes_is_refused(shell: Shell, tmp_path: Path) -> None:

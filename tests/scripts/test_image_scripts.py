@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 # the fixture, and what it is made of
 from test_boot_scripts import COPY, MODULE, Shell, config, shell  # noqa: F401
@@ -142,6 +143,14 @@ def test_an_image_of_the_root_as_it_is_is_used(shell: Shell, image: Image) -> No
 STALE = "the image of 2026-11-25T01:00:00Z is stale: changed since: "
 PACKAGES, CONFIGURATION = "packages or kernels", "configuration (/etc)"
 PROGRAMS, QUBES = "programs (/usr, /opt)", "qubes, their settings or templates"
+
+
+def test_the_boot_and_the_undo_know_the_same_package_databases(
+    shell: Shell,  # noqa: F811
+) -> None:
+    known = yaml.safe_load((MODULE / "../../../defaults.yaml").read_text())["paths"]
+    read = shell('state_file() { printf "/%s\\n" "$1"; }; ls() { :; }; state_packages').stdout
+    assert read.split() == known["package_databases"]
 
 
 @pytest.mark.parametrize(
