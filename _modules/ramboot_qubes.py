@@ -254,15 +254,18 @@ def pending(part: str) -> list[dict[str, Any]]:
     return _around_preloaded(look, parts[part](look))
 
 
-def left(part: str) -> list[str]:
+def left(part: str, drop: bool = False) -> list[str]:
     """
-    What an earlier pillar set, this one does not, and stays as it is, a sentence each. `apply`
-    drops the notes of it, so that it is told once.
+    What an earlier pillar set, this one does not, and stays as it is, a sentence each.
 
     part
         as in `pending`; there is nothing but in "settings".
+    drop
+        whether the notes of it are dropped, so that it is told once; `apply` drops them too.
+        Default: False, nothing is changed.
 
-    Raises CommandExecutionError when qubesd can't be asked.
+    Raises CommandExecutionError when qubesd can't be asked, OSError when the record can't be
+    written.
 
     CLI Example:
 
@@ -270,7 +273,10 @@ def left(part: str) -> list[str]:
 
         salt-call --local ramboot_qubes.left settings
     """
-    return _put_back_of(part)[1]
+    _steps, found, forget = _put_back_of(part)
+    if drop:
+        _forget(forget)
+    return found
 
 
 def budget() -> dict[str, int]:
@@ -390,8 +396,7 @@ def apply(part: str) -> list[str]:
             late = _sets_netvm(step) or _sets_preloads(step) and step["new"] != "0"
             if not (making and late):
                 notes += _do(step)
-    for item in forget:
-        __salt__["ramboot_qubes_record.forget"](*item)
+    _forget(forget)
     return notes
 
 
@@ -1149,11 +1154,10 @@ def _netvm_will_be(look: _Look, name: str, above: tuple[str, ...] = ()) -> str |
     if name not in look.qubes:
         return _default_netvm(look)
     now = _netvm_now(look, name)
-    for item in _notes(look, set()):
-        of_it = (item["qube"], item["group"], item["key"]) == (name, "property", "netvm")
-        back = of_it and _is_there(look, item) and _as_set(now, item)
-        if back and not _impossible(look, item, _kept(look)):
-            return _end_netvm(look, name, item["old"])
+    kept = _kept(look)
+    item = _comes_back(look, name, "netvm", now, kept)
+    if item and not _impossible(look, item, kept):
+        return _end_netvm(look, name, item["old"])
     return now["value"]
 
 
@@ -1595,6 +1599,11 @@ def _asked_of_others(look: _Look, enabling: bool) -> list[dict[str, Any]]:
     return steps
 
 
+def _forget(notes: list[tuple]) -> None:
+    for note in notes:
+        __salt__["ramboot_qubes_record.forget"](*note)
+
+
 def _put_back_of(part: str) -> tuple[list[dict[str, Any]], list[str], list[tuple]]:
     if part != "settings" or not wanted():
         return [], [], []
@@ -1678,11 +1687,17 @@ def _will_have(
     if key not in look.property_names(name):
         return False
     now = look.value(name, key)
-    for item in _notes(look, kept):
-        of_it = (item["qube"], item["group"], item["key"]) == (name, "property", key)
-        if of_it and _is_there(look, item) and _as_set(now, item):
-            return item["old"]["value"] == "True"
-    return now["value"] == "True"
+    item = _comes_back(look, name, key, now, kept)
+    return (item["old"] if item else now)["value"] == "True"
+
+
+def _comes_back(
+    look: _Look, name: str, key: str, now: Any, kept: set[tuple[str | None, str, str]] | None
+) -> dict[str, Any] | None:
+    """The note of a property of a qube that is as we set it: it is put back if it can be."""
+    about = (name, "property", key)
+    notes = (i for i in _notes(look, kept) if (i["qube"], i["group"], i["key"]) == about)
+    return next((i for i in notes if _is_there(look, i) and _as_set(now, i)), None)
 
 
 def _is_there(look: _Look, item: dict[str, Any]) -> bool:

@@ -234,12 +234,11 @@ def original_fault(path: str) -> str | None:
 
         salt-call --local ramboot_record.original_fault /boot/initramfs-6.12.1.img
     """
-    entry = entries().get(path)
-    original = entry and entry["original"]
-    if not original:
+    kept = _kept(path)
+    if not kept:
         return None
-    stored = _stored(original)
-    if os.path.isfile(stored) and _hash(stored) == original["sha256"]:
+    stored = _stored(kept)
+    if os.path.isfile(stored) and _hash(stored) == kept["sha256"]:
         return None
     return f"the stored original of {path} ({stored}) is missing or damaged"
 
@@ -259,8 +258,7 @@ def original(path: str) -> str | None:
 
         salt-call --local ramboot_record.original /boot/initramfs-6.12.1.img
     """
-    entry = entries().get(path)
-    kept = entry and entry["original"]
+    kept = _kept(path)
     return _stored(kept) if kept else None
 
 
@@ -739,6 +737,12 @@ def _blocks(source: BinaryIO) -> Iterator[bytes]:
 
 def _store_name(path: str) -> str:
     return f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}"
+
+
+def _kept(path: str) -> dict[str, Any] | None:
+    """What is recorded of the original of path; None too where nothing was there."""
+    entry = entries().get(path)
+    return entry["original"] if entry else None
 
 
 def _stored(original: dict[str, Any]) -> str:

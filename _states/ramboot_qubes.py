@@ -63,15 +63,14 @@ def present(name: str, part: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     try:
         changes = _changes(__salt__["ramboot_qubes.pending"](part))
-        left = __salt__["ramboot_qubes.left"](part)
-        as_wanted = _lines(f"{name}: as the pillar wants them", left)
-        if __opts__["test"]:
-            told = _lines(f"would be changed: {', '.join(changes)}", left) if changes else as_wanted
-            return _result(name, None if changes else True, changes, told)
-        # without changes too: what is no longer ours is forgotten
-        notes = __salt__["ramboot_qubes.apply"](part)
+        # without changes too what is no longer ours is forgotten
+        left = __salt__["ramboot_qubes.left"](part, drop=not (changes or __opts__["test"]))
         if not changes:
-            return _result(name, True, {}, as_wanted)
+            return _result(name, True, {}, _lines(f"{name}: as the pillar wants them", left))
+        if __opts__["test"]:
+            told = f"would be changed: {', '.join(changes)}"
+            return _result(name, None, changes, _lines(told, left))
+        notes = __salt__["ramboot_qubes.apply"](part)
         still = _changes(__salt__["ramboot_qubes.pending"](part))
         if still:
             raise CommandExecutionError(f"changed without an error and still not so: {still}")
